@@ -1,0 +1,16 @@
+"""hf_vq: discrete image tokenizers as native Hugging Face models. Importing it registers the Auto classes."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from hf_vq.models.configuration_sqvae import SQVAEConfig
+from hf_vq.models.configuration_vqvae import VQVAEConfig
+from hf_vq.models.modeling_sqvae import SQVAEModel
+from hf_vq.models.modeling_vqvae import VQVAEModel
+
+for _config, _model in ((VQVAEConfig, VQVAEModel), (SQVAEConfig, SQVAEModel)):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = ["SQVAEConfig", "SQVAEModel", "VQVAEConfig", "VQVAEModel"]

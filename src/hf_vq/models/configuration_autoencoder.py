@@ -1,0 +1,96 @@
+"""What every tokenizer's config shares: the data it sees, the codebook, and the convolutional body."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AutoencoderConfig(PreTrainedConfig):
+    r"""Base of `VQVAEConfig` and `SQVAEConfig`.
+
+    Args:
+        num_channels: channels C of the images.
+        image_size: height and width of the images that the processor makes; other multiples of
+            `downsampling_factor` work too.
+        codebook_size: number of codes K.
+        codebook_dim: dimension D of a code.
+        num_codebooks: number of codebooks M that share the latent channels. One, for now.
+        observation: distribution of an image given its tokens.
+        hidden_channels: width after each stride-2 convolution; their number fixes the downsampling factor.
+        num_residual_blocks: residual blocks in the encoder, and again in the decoder, all at the latent grid.
+        residual_channels: width between the two convolutions of a residual block.
+        norm: `group` normalises before each activation of a residual block, `batch` after each convolution
+            (the SQ-VAE authors), `none` not at all (the Sonnet net).
+        activation: the nonlinearity.
+        latent_projection: whether a 1x1 convolution leads to the latents and a 3x3 one away from them. Without it the
+            latents leave the last residual block itself, and the decoder mirrors the encoder's 3x3 convolution.
+        output_activation: `sigmoid` bounds the reconstruction by 2 * sigmoid - 1; `none` leaves it linear.
+        initializer_range: standard deviation of the convolutions' weights at the start; None scales it by fan-in.
+    """
+
+    num_channels: int = 3
+    image_size: int = 32
+    codebook_size: int = 512
+    codebook_dim: int = 4
+    num_codebooks: int = 1
+    observation: Literal["gaussian"] = "gaussian"
+    hidden_channels: list[int] | tuple[int, ...] = (64, 128)
+    num_residual_blocks: int = 2
+    residual_channels: int = 64
+    norm: Literal["group", "batch", "none"] = "group"
+    activation: Literal["silu", "relu"] = "silu"
+    latent_projection: bool = True
+    output_activation: Literal["none", "sigmoid"] = "none"
+    initializer_range: float | int | None = None
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels of an image that one token stands for, along each axis."""
+        return 2 ** len(self.hidden_channels)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, M * D."""
+        return self.num_codebooks * self.codebook_dim
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Token grid (h, w) of an image of `image_size`."""
+        side = self.image_size // self.downsampling_factor
+        return side, side
+
+    def validate_sizes(self) -> None:
+        """Every size is a positive whole number, and a codebook has something to choose from."""
+        for name in ("num_channels", "image_size", "codebook_dim", "num_residual_blocks", "residual_channels"):
+            require_positive(self, name)
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
+        if self.num_codebooks != 1:
+            raise ValueError(f"num_codebooks must be 1, got {self.num_codebooks}: several are not supported yet")
+
+    def validate_body(self) -> None:
+        """The widths fit the image, the normalisation and the latents."""
+        widths = list(self.hidden_channels)
+        if not widths or min(widths) < 1:
+            raise ValueError(f"hidden_channels must name one positive width per stride-2 stage, got {widths}")
+        if self.image_size % self.downsampling_factor:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by the downsampling factor "
+                f"{self.downsampling_factor} of hidden_channels {widths}"
+            )
+        if not self.latent_projection and widths[-1] != self.latent_channels:
+            raise ValueError(
+                f"without latent_projection the last of hidden_channels ({widths[-1]}) is the width of the latents, "
+                f"num_codebooks * codebook_dim = {self.latent_channels}"
+            )
+
+
+def require_positive(config: PreTrainedConfig, name: str) -> None:
+    """Raises a ValueError that names the field unless its value is above zero."""
+    if not getattr(config, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+__all__ = ["AutoencoderConfig", "require_positive"]

@@ -1,0 +1,468 @@
+"""The body that every tokenizer shares: encoder, decoder, and encode, decode, forward around a quantizer.
+
+Representations, in the order in which they arise (B images, C channels, D code dimension, h x w token grid):
+    pixel_values (B, C, H, W) float in [-1, 1] -> latents (B, D, h, w) -> image_tokens (B, h, w) in [0, K)
+    -> quantized (B, D, h, w) -> reconstruction (B, C, H, W), the mean of p(x | image_tokens).
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_autoencoder import AutoencoderConfig
+from .quantizers import Quantizer, keep_float32, world_sum
+
+INITIAL_OBSERVATION_VARIANCE = 0.25
+FORWARDS_BEFORE_WARNING = 100
+
+
+@dataclass
+class AutoencoderEncoderOutput(ModelOutput):
+    r"""What `encode` returns.
+
+    Args:
+        image_tokens (`torch.LongTensor` of shape `(B, h, w)`): codes in [0, K); the deterministic ones unless sampled.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): the latents, before quantization.
+        quantized_last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): what the decoder gets.
+        embedding_loss (`torch.FloatTensor` of shape `()`): the quantizer's part of the loss, if asked for.
+        perplexity (`torch.FloatTensor` of shape `()`): of this batch's image_tokens, if the loss is asked for.
+    """
+
+    image_tokens: torch.LongTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    quantized_last_hidden_state: torch.FloatTensor | None = None
+    embedding_loss: torch.FloatTensor | None = None
+    perplexity: torch.FloatTensor | None = None
+
+
+@dataclass
+class AutoencoderDecoderOutput(ModelOutput):
+    r"""What `decode` returns.
+
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): the reconstruction, in the range of pixel_values.
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class AutoencoderOutput(ModelOutput):
+    r"""What `forward` returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): reconstruction_loss + embedding_loss.
+        decoded_pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): the reconstruction.
+        image_tokens (`torch.LongTensor` of shape `(B, h, w)`): the deterministic codes, in training too.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`): the decoder's part of the loss.
+        embedding_loss (`torch.FloatTensor` of shape `()`): the quantizer's part of the loss.
+        perplexity (`torch.FloatTensor` of shape `()`): exp(entropy) of this batch's image_tokens; for the log only.
+        hidden_states (`tuple(torch.FloatTensor)`): outputs of the residual blocks, if asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    decoded_pixel_values: torch.FloatTensor | None = None
+    image_tokens: torch.LongTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    embedding_loss: torch.FloatTensor | None = None
+    perplexity: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+def make_activation(config: AutoencoderConfig) -> nn.Module:
+    """The config's nonlinearity."""
+    return nn.SiLU() if config.activation == "silu" else nn.ReLU()
+
+
+def make_norm(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
+    """The config's normalisation of `channels`, or nothing."""
+    if config.norm == "group":
+        return [nn.GroupNorm(math.gcd(32, channels), channels)]
+    return [nn.BatchNorm2d(channels)] if config.norm == "batch" else []
+
+
+def activated(config: AutoencoderConfig, convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """Convolution, normalisation, activation."""
+    return [convolution, *make_norm(config, convolution.out_channels), make_activation(config)]
+
+
+def preactivation(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
+    """What stands before a convolution of the residual trunk."""
+    return [*(make_norm(config, channels) if config.norm == "group" else []), make_activation(config)]
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """x plus a 3x3 and a 1x1 convolution of x (VQ-VAE, Section 4.1)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_channels[-1], config.residual_channels
+        self.layers = nn.Sequential(
+            *self.unit(config, nn.Conv2d(width, inner, 3, padding=1)),
+            *self.unit(config, nn.Conv2d(inner, width, 1)),
+        )
+
+    @staticmethod
+    def unit(config: AutoencoderConfig, convolution: nn.Conv2d) -> list[nn.Module]:
+        """Activation and convolution; group norm goes before the activation, batch norm after the convolution."""
+        after = make_norm(config, convolution.out_channels) if config.norm == "batch" else []
+        return [*preactivation(config, convolution.in_channels), convolution, *after]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, width, h, w) to the same."""
+        return hidden_states + self.layers(hidden_states)
+
+
+def residual_blocks(config: AutoencoderConfig) -> nn.Sequential:
+    """The residual trunk at the latent grid."""
+    return nn.Sequential(*(ResidualBlock(config) for _ in range(config.num_residual_blocks)))
+
+
+class Encoder(nn.Module):
+    """pixel_values (B, C, H, W) to latents (B, D, h, w): stride-2 convolutions, a 3x3 one, residual blocks."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [config.num_channels, *config.hidden_channels]
+        stages = [
+            nn.Conv2d(narrow, wide, 4, stride=2, padding=1) for narrow, wide in zip(widths, widths[1:], strict=False)
+        ]
+        stem = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
+        self.downsample = nn.Sequential(*(layer for conv in (*stages, stem) for layer in activated(config, conv)))
+        self.blocks = residual_blocks(config)
+        self.to_latents = nn.Sequential()
+        if config.latent_projection:
+            projection = nn.Conv2d(widths[-1], config.latent_channels, 1)
+            self.to_latents.extend([*preactivation(config, widths[-1]), projection])
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Latents of pixel_values."""
+        return self.to_latents(self.blocks(self.downsample(pixel_values)))
+
+
+class Decoder(nn.Module):
+    """quantized (B, D, h, w) to the reconstruction (B, C, H, W): residual blocks, stride-2 transposed convolutions."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [*reversed(config.hidden_channels), config.num_channels]
+        stages = [
+            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
+            for wide, narrow in zip(widths, widths[1:], strict=False)
+        ]
+        self.from_latents = nn.Sequential()
+        if config.latent_projection:
+            self.from_latents.append(nn.Conv2d(config.latent_channels, widths[0], 3, padding=1))
+            after_blocks = preactivation(config, widths[0])
+        else:
+            after_blocks = activated(config, nn.ConvTranspose2d(widths[0], widths[0], 3, padding=1))
+        self.blocks = residual_blocks(config)
+        hidden = [layer for stage in stages[:-1] for layer in activated(config, stage)]
+        self.upsample = nn.Sequential(*after_blocks, *hidden, stages[-1])
+        self.bounded = config.output_activation == "sigmoid"
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """Reconstruction from quantized latents."""
+        pixel_values = self.upsample(self.blocks(self.from_latents(quantized)))
+        return 2 * pixel_values.sigmoid() - 1 if self.bounded else pixel_values
+
+
+class AutoencoderPreTrainedModel(PreTrainedModel):
+    """Weights at the start, and what transformers has to know of both families."""
+
+    config: AutoencoderConfig
+    base_model_prefix = "autoencoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ("ResidualBlock",)
+    _can_record_outputs = {"hidden_states": ResidualBlock}  # noqa: RUF012 - read as a plain class attribute upstream
+    _keep_in_fp32_modules_strict = ("quantizer", "observation_variance", "pending_error")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Convolutions scaled by fan-in or by initializer_range, codes N(0, 1), every buffer at its start value."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            self._init_convolution(module)
+        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
+            self._init_norm(module)
+        elif isinstance(module, nn.Embedding):
+            self._init_codebook(module)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                init.constant_(parameter, INITIAL_SCALARS.get(name, 0.0))
+            for name, buffer in module.named_buffers(recurse=False):
+                init.constant_(buffer, INITIAL_SCALARS.get(name, 0.0))
+
+    def _init_codebook(self, module: nn.Embedding) -> None:
+        """Codes N(0, 1) unless the family has a start of its own."""
+        init.normal_(module.weight)
+
+    def _init_convolution(self, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        if self.config.initializer_range is None:
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        else:
+            init.normal_(module.weight, std=self.config.initializer_range)
+        init.zeros_(module.bias)
+
+    def _init_norm(self, module: nn.GroupNorm | nn.BatchNorm2d) -> None:
+        init.normal_(module.weight, mean=1.0, std=self.config.initializer_range or 0.0)
+        init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+INITIAL_SCALARS = {
+    "observation_variance": INITIAL_OBSERVATION_VARIANCE,
+    "log_observation_variance": math.log(INITIAL_OBSERVATION_VARIANCE),
+}
+
+
+class AutoencoderModel(AutoencoderPreTrainedModel):
+    """An image tokenizer. A family adds its quantizer and its reconstruction loss.
+
+    Buffers:
+        observation_variance (): sigma^2 of p(image | tokens) per element, in the units of pixel_values: the training
+            squared error of the last optimizer step.
+        pending_error (2,): sum over images of the squared error per element, and their number, since the last `step`;
+            not saved.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.quantizer = self.make_quantizer(config)
+        self.decoder = Decoder(config)
+        variance = torch.tensor(INITIAL_OBSERVATION_VARIANCE, dtype=torch.float32)
+        self.register_buffer("observation_variance", variance)
+        self.register_buffer("pending_error", torch.zeros(2, dtype=torch.float32), persistent=False)
+        ignored = getattr(self.quantizer, "_ddp_params_and_buffers_to_ignore", [])
+        self._ddp_params_and_buffers_to_ignore = ["pending_error", *(f"quantizer.{name}" for name in ignored)]
+        self._forwards_since_step = 0
+
+    def make_quantizer(self, config: AutoencoderConfig) -> Quantizer:
+        """The family's quantizer."""
+        raise NotImplementedError
+
+    def reconstruction_loss(self, error: Tensor, elements: int) -> Tensor:
+        """The decoder's part of the loss, a scalar.
+
+        Args:
+            error: squared error per element, (), the mean over the batch.
+            elements: C * H * W.
+        """
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The codebook."""
+        return self.quantizer.codebook
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the codebook."""
+        self.quantizer.codebook = value
+
+    def encode(
+        self,
+        pixel_values: Tensor,
+        return_loss: bool = False,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> AutoencoderEncoderOutput:
+        """Images to tokens.
+
+        Args:
+            pixel_values: (B, C, H, W) in [-1, 1], H and W divisible by the downsampling factor.
+            return_loss: whether the quantizer's loss and perplexity are wanted too. In training mode this is also
+                what makes the quantized latents differentiable and counts the codes.
+            sample: draw the tokens from the posterior instead of taking the deterministic ones.
+            generator: for the draw.
+
+        Raises:
+            ValueError: if the shape does not fit the model.
+        """
+        self._check_pixel_values(pixel_values)
+        latents = self.encoder(pixel_values.to(self._body_dtype))
+        if return_loss:
+            quantized, image_tokens, embedding_loss, perplexity = self.quantizer(latents)
+            return AutoencoderEncoderOutput(image_tokens, latents, quantized, embedding_loss, perplexity)
+        image_tokens = self.quantizer.sample(latents, generator) if sample else self.quantizer.search(latents)
+        return AutoencoderEncoderOutput(image_tokens, latents, self.quantizer.lookup(image_tokens))
+
+    def decode(
+        self, image_tokens: Tensor | None = None, quantized_last_hidden_state: Tensor | None = None
+    ) -> AutoencoderDecoderOutput:
+        """Tokens, or quantized latents, to images.
+
+        Args:
+            image_tokens: (B, h, w), or flat (B, h * w) for the model's own grid; int64 in [0, K).
+            quantized_last_hidden_state: (B, D, h, w), instead of the tokens.
+
+        Raises:
+            ValueError: unless exactly one of the two is given, or if tokens have a wrong shape, type or value.
+        """
+        if (image_tokens is None) == (quantized_last_hidden_state is None):
+            raise ValueError("decode takes either image_tokens or quantized_last_hidden_state, and just one of them")
+        if quantized_last_hidden_state is None:
+            quantized_last_hidden_state = self.quantizer.lookup(self._on_grid(image_tokens))
+        return AutoencoderDecoderOutput(self.decoder(quantized_last_hidden_state.to(self._body_dtype)))
+
+    @capture_outputs
+    def forward(self, pixel_values: Tensor, return_loss: bool = True, **kwargs) -> AutoencoderOutput:
+        """Encodes, decodes and compares.
+
+        Args:
+            pixel_values: (B, C, H, W) in [-1, 1], H and W divisible by the downsampling factor.
+            return_loss: whether to compute the losses. True by default: transformers' Trainer looks for it.
+
+        Example:
+            >>> output = model(processor(images, return_tensors="pt").pixel_values)
+            >>> output.loss.backward()
+        """
+        encoded = self.encode(pixel_values, return_loss=return_loss)
+        decoded = self.decode(quantized_last_hidden_state=encoded.quantized_last_hidden_state).pixel_values
+        output = AutoencoderOutput(decoded_pixel_values=decoded, image_tokens=encoded.image_tokens)
+        if return_loss:
+            error = self._squared_error(pixel_values, decoded)
+            output["reconstruction_loss"] = self.reconstruction_loss(error, pixel_values[0].numel())
+            output["embedding_loss"] = encoded.embedding_loss
+            output["loss"] = output.reconstruction_loss + encoded.embedding_loss
+            output["perplexity"] = encoded.perplexity
+        return output
+
+    @torch.no_grad()
+    def log_prob(self, pixel_values: Tensor, image_tokens: Tensor) -> Tensor:
+        """log P(8-bit image | image_tokens) in nats, (B,): the Gaussian integrated over each value's bin.
+
+        The Gaussian has the reconstruction as its mean and `observation_variance` as its variance. The bins of 0 and
+        255 reach to infinity, so that the 256 probabilities of an element sum to one.
+
+        Args:
+            pixel_values: (B, C, H, W), multiples of 2/255 from -1.
+            image_tokens: (B, h, w), or flat for the model's own grid.
+        """
+        mean = self.decode(image_tokens).pixel_values.double()
+        values = pixel_values.double()
+        scale = self.observation_variance.double().sqrt()
+        lower = torch.where(values < -1 + 1 / 255, -math.inf, (values - 1 / 255 - mean) / scale)
+        upper = torch.where(values > 1 - 1 / 255, math.inf, (values + 1 / 255 - mean) / scale)
+        return log_normal_mass(lower, upper).flatten(1).sum(1)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Once after each optimizer step: moves the quantizer's state and `observation_variance`."""
+        self.quantizer.step()
+        error, images = world_sum(self.pending_error)
+        moved = (error / images).clamp(min=torch.finfo(error.dtype).tiny)
+        self.observation_variance.copy_(torch.where(images > 0, moved, self.observation_variance))
+        self.pending_error.zero_()
+        self._forwards_since_step = 0
+
+    def fingerprint(self) -> str:
+        """sha256 of what determines the tokens: encoder and quantizer parameters and BatchNorm statistics, in bfloat16.
+
+        A new decoder, and every count, counter or temperature, leaves it unchanged.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._token_state()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            narrow = tensor.detach().cpu().to(torch.bfloat16).reshape(-1)
+            digest.update(narrow.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _token_state(self) -> Iterator[tuple[str, Tensor]]:
+        for part in ("encoder", "quantizer"):
+            yield from getattr(self, part).named_parameters(prefix=part)
+        for name, buffer in self.encoder.named_buffers(prefix="encoder"):
+            if name.endswith(("running_mean", "running_var")):
+                yield name, buffer
+
+    @property
+    def _body_dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
+    def _squared_error(self, pixel_values: Tensor, decoded: Tensor) -> Tensor:
+        """Squared error per element, the mean over the batch; in training also kept for `step`."""
+        wide = torch.promote_types(decoded.dtype, torch.float32)
+        error = (decoded.to(wide) - pixel_values.to(wide)).square().mean()
+        if self.training:
+            self._keep_error(error.detach(), len(pixel_values))
+        return error
+
+    def _keep_error(self, error: Tensor, images: int) -> None:
+        self.pending_error += torch.stack([error * images, torch.full_like(error, images)])
+        # A Python counter in a compiled forward would recompile it at every call.
+        if not torch.compiler.is_compiling():
+            self._forwards_since_step += 1
+            if self._forwards_since_step == FORWARDS_BEFORE_WARNING:
+                warnings.warn(
+                    f"{type(self).__name__} ran {FORWARDS_BEFORE_WARNING} training forwards without model.step(). Call "
+                    "it once after each optimizer step (hf_vq.QuantizerCallback does so in transformers' Trainer): "
+                    "until then moving averages, temperature and observation_variance stand still.",
+                    stacklevel=2,
+                )
+
+    def _check_pixel_values(self, pixel_values: Tensor) -> None:
+        channels, factor = self.config.num_channels, self.config.downsampling_factor
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
+        height, width = pixel_values.shape[2:]
+        if height % factor or width % factor or not height or not width:
+            raise ValueError(
+                f"height and width of pixel_values must be divisible by {factor}, got {height} x {width}; "
+                "the model's image processor resizes or crops to such a size"
+            )
+
+    def _on_grid(self, image_tokens: Tensor) -> Tensor:
+        """image_tokens as (B, h, w), checked."""
+        height, width = self.config.grid_size
+        if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
+            raise ValueError(f"image_tokens must be integers, got {image_tokens.dtype}")
+        if image_tokens.ndim == 2 and image_tokens.shape[1] == height * width:
+            image_tokens = image_tokens.view(-1, height, width)
+        if image_tokens.ndim != 3:
+            raise ValueError(
+                f"image_tokens must have shape (B, h, w), or (B, {height * width}) for the model's own grid of "
+                f"{height} x {width}, got {tuple(image_tokens.shape)}"
+            )
+        if not torch.compiler.is_compiling() and image_tokens.numel():
+            self._check_range(image_tokens)
+        return image_tokens.long()
+
+    def _check_range(self, image_tokens: Tensor) -> None:
+        least, most = image_tokens.aminmax()
+        if least < 0 or most >= self.config.codebook_size:
+            raise ValueError(
+                f"image_tokens must lie in [0, {self.config.codebook_size}), got values from {least} to {most}"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Moves the model; its own buffers, unlike the body, stay in float32 or wider."""
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(keep_float32(fn), recurse=False)
+
+
+def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) of the standard normal, for lower < upper, without cancellation in the tails."""
+    # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): the tail below zero is the one with digits to spare.
+    flip = lower > 0
+    lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_upper = torch.special.log_ndtr(upper)
+    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
+
+
+__all__ = ["AutoencoderDecoderOutput", "AutoencoderEncoderOutput", "AutoencoderModel", "AutoencoderOutput"]
