@@ -21,7 +21,7 @@ class SQVAEConfig(AutoencoderConfig):
             many times faster than the rest; 0 holds the variance fixed.
         dequantization_noise: whether training draws the dequantized Z of Eq. 8; the authors' code uses its mean.
         variance_update: the decoder's sigma^2: `batch` is the closed form on the batch at hand (the authors'), `lagged`
-            the closed form of the last optimizer step (exact under gradient accumulation), `learned` the scalar of Eq. 8.
+            that of the last optimizer step (exact under gradient accumulation), `learned` the scalar of Eq. 8.
         temperature_start: temperature of the Gumbel-softmax relaxation at the first step.
         temperature_end: temperature from step `temperature_decay_steps` on.
         temperature_decay_steps: optimizer steps over which the temperature decays exponentially.

@@ -254,7 +254,11 @@ class EMAVectorQuantizer(VectorQuantizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """e <- (gamma N e + (1 - gamma) s) / (gamma N + (1 - gamma) n) where n > 0, then N <- gamma N + (1 - gamma) n."""
+        """Moves the codebook and cluster_size by one average over all that is pending, on all processes alike.
+
+        With N = cluster_size and the pending counts n and sums s, where n > 0:
+        e <- (gamma N e + (1 - gamma) s) / (gamma N + (1 - gamma) n); then N <- gamma N + (1 - gamma) n.
+        """
         counts, sums = world_sum(self.pending_counts)[:, None], world_sum(self.pending_sums)
         old, new = self.decay * self.cluster_size[:, None], 1 - self.decay
         moved = (old * self.codebook.weight + new * sums) / (old + new * counts)
@@ -311,9 +315,9 @@ class AnnealedTemperature(nn.Module):
 class GaussianQuantizer(Quantizer):
     """Stochastic quantization with a Gaussian dequantization of one shared variance (SQ-VAE, Section 3, type I).
 
-    P(z_q = b_k | Z) = softmax_k(-||b_k - z||^2 / (2 sigma_phi^2)) (Eq. 7). Training relaxes the draw to a Gumbel-softmax,
-    so that encoder, codebook and variance learn by one loss: no straight-through, no commitment, no restart. As
-    the decoder's sigma^2 falls, so does sigma_phi^2, and the quantization becomes deterministic by itself.
+    P(z_q = b_k | Z) = softmax_k(-||b_k - z||^2 / (2 sigma_phi^2)) (Eq. 7). Training relaxes the draw to a
+    Gumbel-softmax, so that encoder, codebook and variance learn by one loss: no straight-through, no commitment, no
+    restart. As the decoder's sigma^2 falls, so does sigma_phi^2, and the quantization becomes deterministic by itself.
     The loss is regulariser - entropy in nats per image, summed over positions: an average would change the method.
 
     Args:
