@@ -43,12 +43,12 @@ class VQImageProcessor(PilBackend):
     """
 
     valid_kwargs = VQImageProcessorKwargs
-    model_input_names = ["pixel_values"]  # noqa: RUF012 - transformers declares it as a plain class attribute
+    model_input_names = ["pixel_values"]
 
     resample = PILImageResampling.BICUBIC
-    size = {"shortest_edge": 32}  # noqa: RUF012
+    size = {"shortest_edge": 32}
     default_to_square = False
-    crop_size = {"height": 32, "width": 32}  # noqa: RUF012
+    crop_size = {"height": 32, "width": 32}
     do_resize = True
     do_center_crop = True
     do_rescale = True
