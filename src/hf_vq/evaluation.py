@@ -1,0 +1,235 @@
+"""A model and a stream of images -> numbers, the same in the training loop and offline; and the files they go to."""
+
+import copy
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_vq.features import FeatureNetwork
+from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
+
+__all__ = ["PROTOCOL", "Evaluation", "evaluate", "save_code_counts", "to_uint8", "write_evaluation"]
+
+PROTOCOL = (
+    "float32, deterministic tokens; mse, psnr, ssim on [0, 1] after rounding to 8 bits, psnr and ssim per image, then "
+    "the mean; ssim: Gaussian window 11, sigma 1.5; perplexity and usage of the token histogram over the whole set"
+)
+LOSSES = ("loss", "reconstruction_loss", "embedding_loss")
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` measured.
+
+    Attributes:
+        metrics: loss, reconstruction_loss, embedding_loss (means over images), mse, psnr (dB), psnr_of_mse (dB), ssim
+            (None under 11 pixels), perplexity, usage, num_images, images_per_second (of all processes together, from
+            reading to metrics), and with `fd_model` frechet_distance (None with fewer than two images).
+        code_counts: how often each code occurred, (M, K) int64.
+    """
+
+    metrics: dict[str, float | None]
+    code_counts: Tensor
+
+
+def evaluate(
+    model: nn.Module,
+    processor: Any,
+    batches: Iterable[dict[str, Tensor]],
+    *,
+    fd_model: str | os.PathLike[str] | nn.Module | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Measures an image tokenizer on a data set.
+
+    Runs in evaluation mode, in float32 and without autocast, whatever surrounds it, and leaves the model as it was.
+    Under torch.distributed every process calls it with its own batches, as many as it has; all get the same result.
+
+    Args:
+        model: a `VQVAEModel` or `SQVAEModel`, also wrapped for distributed training or compiled.
+        processor: the model's image processor: its scaling turns pixel values back into 8-bit images.
+        batches: yields dicts with pixel_values (B, C, H, W), all images once. B, and H and W, may differ between them.
+        fd_model: name, folder or loaded `AutoModel` whose features give the Fréchet distance between originals and
+            reconstructions. (Not FID, which is the distance under one certain network.)
+        progress: show a bar with images per second and the time left.
+
+    Raises: ValueError if there are no images, or a reconstruction is not finite.
+    """
+    network = _float32(_unwrapped(model))
+    device = next(network.parameters()).device
+    totals = _Totals(network.config, processor, device, fd_model)
+    start = time.perf_counter()
+    with _evaluation_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for batch in _with_progress(batches, progress):
+            pixel_values = batch["pixel_values"].to(device, torch.float32, non_blocking=True)
+            # The class's own forward: Accelerate puts one on the instance that turns autocast on.
+            totals.update(pixel_values, type(network).forward(network, pixel_values))
+    return totals.compute(start)
+
+
+class _Totals:
+    """Every accumulator of one evaluation."""
+
+    def __init__(self, config: Any, processor: Any, device: torch.device, fd_model: Any) -> None:
+        # MPS has no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.processor = processor
+        self.losses = ImageMeans(*LOSSES, device=self.device)
+        self.reconstruction = ReconstructionMetrics(self.device)
+        self.codes = CodeCounts(config.codebook_size, config.num_codebooks, self.device)
+        self.features = None if fd_model is None else FeatureNetwork.load(fd_model, device)
+        self.distance = FrechetDistance(self.device)
+
+    def update(self, pixel_values: Tensor, output: Any) -> None:
+        """Adds a batch and what the model made of it."""
+        if not bool(output.decoded_pixel_values.isfinite().all()):
+            raise ValueError("The reconstructions have NaN or infinite values: the model has diverged")
+        originals = to_uint8(pixel_values, self.processor).to(self.device)
+        reconstructions = to_uint8(output.decoded_pixel_values, self.processor).to(self.device)
+        self.losses.update(len(originals), **{name: getattr(output, name) for name in LOSSES})
+        self.reconstruction.update(originals, reconstructions)
+        self.codes.update(output.image_tokens)
+        if self.features is not None:
+            self.distance.update(self.features(originals), self.features(reconstructions))
+
+    def compute(self, start: float) -> Evaluation:
+        """The numbers over all processes."""
+        metrics: dict[str, float | None] = {**self.losses.compute(), **self.reconstruction.compute()}
+        code_counts = self.codes.compute()
+        metrics |= {"perplexity": perplexity(code_counts), "usage": usage(code_counts)}
+        num_images = int(over_ranks(self.losses.num_images))
+        if self.features is not None:
+            metrics["frechet_distance"] = self.distance.compute()
+        seconds = over_ranks(torch.tensor(time.perf_counter() - start, dtype=torch.float64), "max").item()
+        return Evaluation(metrics | {"num_images": num_images, "images_per_second": num_images / seconds}, code_counts)
+
+
+def to_uint8(pixel_values: Tensor, processor: Any) -> Tensor:
+    """`pixel_values` as images: the processor's `postprocess` on a whole batch, where the batch is.
+
+    Args:
+        pixel_values: (B, C, H, W) float, finite.
+        processor: has the attributes of Hugging Face's image processors that rescale and normalise.
+
+    Returns: uint8 of the same shape, rounded and clipped.
+    """
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    offset, scale = (
+        torch.tensor(value, dtype=torch.float32, device=pixel_values.device).view(-1, 1, 1)
+        for value in (np.divide(mean, factor), np.divide(factor, std))
+    )
+    return (pixel_values.detach().float() / scale + offset).round().clamp(0, 255).to(torch.uint8)
+
+
+def write_evaluation(path: str | os.PathLike[str], evaluation: Evaluation, **protocol: Any) -> None:
+    """Writes the metrics, what they were measured on and the versions of the software as one flat JSON object.
+
+    Args:
+        path: the file, `evaluation.json` of a run or model directory; replaced as a whole.
+        evaluation: its metrics become top-level keys; None and values that are not finite become null.
+        protocol: dataset_name, split and whatever else belongs to the measurement. `protocol` describes how the
+            numbers were taken, and is filled in if absent.
+
+    Raises: ValueError if a key of `protocol` is that of a metric.
+    """
+    described = {"protocol": PROTOCOL, **protocol, "versions": _versions()}
+    if clash := sorted(described.keys() & evaluation.metrics.keys()):
+        raise ValueError(f"{', '.join(clash)}: a metric has this name, so describe the measurement by another")
+    finite = {name: v if v is None or math.isfinite(v) else None for name, v in evaluation.metrics.items()}
+    text = json.dumps(finite | described, indent=2, allow_nan=False) + "\n"
+    _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_code_counts(path: str | os.PathLike[str], step: int, code_counts: Tensor) -> None:
+    """Adds the counts of one evaluation to `codes.safetensors`, as `step-000500`; the file is replaced as a whole.
+
+    Entries of the same or later steps give way: after a resume they belong to a run that was cut off.
+
+    Args:
+        path: the file; it need not exist.
+        step: the optimizer step of the evaluation.
+        code_counts: (M, K) int64.
+
+    Raises: ValueError if the file is there but damaged.
+    """
+    path, key = Path(path), f"step-{step:06d}"
+    try:
+        history = load_file(path) if path.exists() else {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): move it away, and a new one is begun") from error
+    kept = {name: counts for name, counts in history.items() if int(name.removeprefix("step-")) < step}
+    kept[key] = code_counts.detach().cpu().contiguous()
+    _replace(path, lambda temporary: save_file(kept, temporary, metadata={"format": "pt"}))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("hf-vq", "torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    for wrapper in ("module", "_orig_mod"):  # DistributedDataParallel, torch.compile
+        while isinstance(inner := getattr(model, wrapper, None), nn.Module):
+            model = inner
+    return model
+
+
+def _float32(model: nn.Module) -> nn.Module:
+    narrow = any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
+    return copy.deepcopy(model).float() if narrow else model
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Part by part, because a part may have been frozen in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _with_progress(batches: Iterable[dict[str, Tensor]], progress: bool) -> Iterator[dict[str, Tensor]]:
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a stream need not know
+        count = None
+    with tqdm(desc="evaluate", unit="img", disable=not progress) as bar:
+        for batch in batches:
+            if bar.total is None and count is not None:
+                bar.total = count * len(batch["pixel_values"])
+            yield batch
+            bar.update(len(batch["pixel_values"]))
+        bar.total = bar.n  # the last batch may be short
+        bar.refresh()

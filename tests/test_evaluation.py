@@ -1,0 +1,348 @@
+"""`evaluate` on a network whose every number can be computed by hand, alone and in two processes; its files."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel, ResNetConfig, ViTConfig
+
+from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8, write_evaluation
+from hf_vq.features import FeatureNetwork
+from hf_vq.metrics import FrechetDistance, mse, perplexity, psnr, ssim, usage
+
+PROCESSOR = SimpleNamespace(do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=0.5, image_std=0.5)
+KEYS = "loss reconstruction_loss embedding_loss mse psnr ssim psnr_of_mse perplexity usage num_images images_per_second"
+
+
+class GreyLevels(nn.Module):
+    """Each 4x4 patch becomes the nearest of K grey levels. It has the face of the tokenizers, and nothing to learn."""
+
+    def __init__(self, codebook_size: int = 16) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(codebook_size=codebook_size, num_codebooks=1)
+        self.levels = nn.Parameter(torch.linspace(-1, 1, codebook_size))
+        self.frozen = nn.Dropout(0.5)
+        self.seen: list[tuple[torch.dtype, torch.dtype, bool]] = []
+
+    def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SimpleNamespace:
+        patches = nn.functional.avg_pool2d(pixel_values.mean(1), 4)
+        tokens = (patches[..., None] - self.levels).abs().argmin(-1)
+        decoded = self.levels[tokens].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand_as(pixel_values)
+        self.seen.append((pixel_values.dtype, (self.levels @ self.levels).dtype, torch.is_grad_enabled()))
+        decoded = 1.2 * decoded + float(self.training)
+        error = (decoded - pixel_values).square().mean()
+        return SimpleNamespace(
+            loss=error + 2, reconstruction_loss=error, embedding_loss=torch.tensor(2.0),
+            decoded_pixel_values=decoded, image_tokens=tokens, perplexity=torch.tensor(math.nan),
+        )  # fmt: skip
+
+
+class ChannelMeans(nn.Module):
+    """A feature network: pooler_output is the mean of each channel, and of its square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_channels=3, image_size=12)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        features = torch.cat([pixel_values, pixel_values.square()], 1).mean((2, 3)) * self.scale
+        return SimpleNamespace(pooler_output=features, last_hidden_state=None)
+
+
+def images_of(count: int, size: int = 16, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def batches_of(images: Tensor, *sizes: int) -> list[dict[str, Tensor]]:
+    return [{"pixel_values": part.float() / 127.5 - 1, "labels": None} for part in images.split(list(sizes))]
+
+
+def without_time(evaluation: Evaluation) -> dict[str, float | None]:
+    return {name: value for name, value in evaluation.metrics.items() if name != "images_per_second"}
+
+
+def test_every_number_equals_its_definition():
+    images, model = images_of(7), GreyLevels().eval()
+    output = model(images.float() / 127.5 - 1)
+    decoded = ((output.decoded_pixel_values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    measured = evaluate(model, PROCESSOR, batches_of(images, 4, 3))
+    counts = torch.bincount(output.image_tokens.flatten(), minlength=16)[None]
+    assert torch.equal(measured.code_counts, counts) and measured.code_counts.dtype == torch.int64
+    assert set(measured.metrics) == set(KEYS.split())
+    assert without_time(measured) == pytest.approx(
+        {
+            "loss": output.loss.item(),
+            "reconstruction_loss": output.reconstruction_loss.item(),
+            "embedding_loss": 2,
+            "mse": mse(images, decoded).mean().item(),
+            "psnr": psnr(images, decoded).mean().item(),
+            "psnr_of_mse": -10 * math.log10(mse(images, decoded).mean()),
+            "ssim": ssim(images, decoded).mean().item(),
+            "perplexity": perplexity(counts),
+            "usage": usage(counts),
+            "num_images": 7,
+        },
+        rel=1e-6,
+    )
+    assert measured.metrics["images_per_second"] > 0
+
+
+def test_small_images_have_no_ssim():
+    assert evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(3, size=8), 3)).metrics["ssim"] is None
+
+
+def test_the_model_runs_in_evaluation_mode_and_keeps_its_own():
+    model = GreyLevels().train()
+    model.frozen.eval()
+    expected = without_time(evaluate(GreyLevels().eval(), PROCESSOR, batches_of(images_of(3), 3)))
+    assert without_time(evaluate(model, PROCESSOR, batches_of(images_of(3), 3))) == expected
+    assert model.training and not model.frozen.training
+    with pytest.raises(ValueError, match="No images"):
+        evaluate(model, PROCESSOR, [])
+    assert model.training and not model.frozen.training
+
+
+def test_it_runs_in_float32_whatever_surrounds_it():
+    model = GreyLevels()
+    batches = [{"pixel_values": batch["pixel_values"].double()} for batch in batches_of(images_of(3), 3)]
+    expected = without_time(evaluate(model, PROCESSOR, batches))
+    # As Accelerate does for mixed precision:
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert without_time(evaluate(model, PROCESSOR, batches)) == expected
+    assert model.seen == [(torch.float32, torch.float32, False)] * 2
+
+
+def test_a_narrow_model_is_measured_on_a_wide_copy():
+    model = GreyLevels().to(torch.bfloat16)
+    wide = GreyLevels()
+    wide.levels.data = model.levels.data.float()
+    batches = batches_of(images_of(3), 3)
+    measured = evaluate(model, PROCESSOR, batches)
+    assert without_time(measured) == without_time(evaluate(wide, PROCESSOR, batches))
+    assert model.levels.dtype == torch.bfloat16
+
+
+def test_wrappers_are_looked_through():
+    wrapped = nn.Module()
+    wrapped.module = nn.Module()
+    wrapped.module._orig_mod = GreyLevels()
+    batches = batches_of(images_of(3), 3)
+    assert without_time(evaluate(wrapped, PROCESSOR, batches)) == without_time(
+        evaluate(GreyLevels(), PROCESSOR, batches)
+    )
+
+
+def test_a_model_that_diverged_is_not_measured():
+    model = GreyLevels()
+    model.levels.data[3] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        evaluate(model, PROCESSOR, batches_of(images_of(3), 3))
+
+
+def test_progress_counts_images_and_knows_their_number(capsys):
+    evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(7), 4, 3), progress=True)
+    shown = capsys.readouterr().err
+    assert "7/7" in shown and "img/s" in shown
+    evaluate(GreyLevels(), PROCESSOR, iter(batches_of(images_of(7), 4, 3)), progress=True)
+    assert "7img" in capsys.readouterr().err.replace("7/7 [", "7img [")
+    evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(7), 4, 3))
+    assert capsys.readouterr().err == ""
+
+
+def test_pixel_values_become_the_images_that_postprocess_gives():
+    processing = pytest.importorskip("hf_vq.models.image_processing_vq")
+    values = 1.2 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    channels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    for settings in ({}, {"do_normalize": False}, channels):
+        processor = processing.VQImageProcessor(size={"shortest_edge": 8}, **settings)
+        expected = np.stack(processor.postprocess(values, output_type="np")).transpose(0, 3, 1, 2)
+        assert np.array_equal(to_uint8(values, processor).numpy(), expected)
+    every_level = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(every_level.float() / 127.5 - 1, PROCESSOR), every_level)
+
+
+# The Fréchet distance.
+
+
+def tiny_vit(pooler: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8
+    )
+    return AutoModel.from_config(config, add_pooling_layer=pooler).eval()
+
+
+def test_features_come_from_the_models_own_processor_and_pooler(tmp_path):
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    model, images = tiny_vit(), images_of(4, size=8)
+    processor = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    with torch.no_grad():
+        expected = model(**processor(pictures, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(FeatureNetwork.load(tmp_path)(images), expected)
+    torch.testing.assert_close(FeatureNetwork(model, processor)(images), expected)
+
+
+def test_without_a_processor_images_are_resized_and_scaled(tmp_path):
+    model, images = tiny_vit(), images_of(4, size=16)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(images.float() / 127.5 - 1).pooler_output
+    torch.testing.assert_close(FeatureNetwork.load(tmp_path)(images), expected)
+    grey = images[:, :1]
+    torch.testing.assert_close(
+        FeatureNetwork(model)(grey), FeatureNetwork(model)(grey.expand(-1, 3, -1, -1)), rtol=0, atol=0
+    )
+    assert FeatureNetwork(model)(images_of(2, size=40)).shape == (2, 8)
+
+
+def test_a_pooler_that_nobody_trained_is_not_used(tmp_path):
+    model, images = tiny_vit(pooler=False), images_of(4)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(images.float() / 127.5 - 1).last_hidden_state.mean(1)
+    torch.testing.assert_close(FeatureNetwork.load(tmp_path)(images), expected)
+
+
+def test_features_of_a_convolutional_net():
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    model = AutoModel.from_config(config).eval()
+    images = images_of(2)
+    pooled = FeatureNetwork(model)(images)
+    assert pooled.shape == (2, 8)
+    torch.testing.assert_close(FeatureNetwork(model, use_pooler=False)(images), pooled)
+
+
+class Perfect(GreyLevels):
+    """Returns what it was given."""
+
+    def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SimpleNamespace:
+        output = super().forward(pixel_values)
+        output.decoded_pixel_values = pixel_values
+        return output
+
+
+def test_frechet_distance_is_that_of_the_features_of_8_bit_images():
+    images, features = images_of(12), ChannelMeans()
+    decoded = GreyLevels().eval()(images.float() / 127.5 - 1).decoded_pixel_values
+    network, distance = FeatureNetwork(features), FrechetDistance()
+    distance.update(network(images), network(to_uint8(decoded, PROCESSOR)))
+    measured = evaluate(GreyLevels(), PROCESSOR, batches_of(images, 8, 4), fd_model=features).metrics
+    assert set(measured) == {*KEYS.split(), "frechet_distance"}
+    assert measured["frechet_distance"] == pytest.approx(distance.compute(), rel=1e-6) and distance.compute() > 0.01
+    perfect = evaluate(Perfect(), PROCESSOR, batches_of(images, 8, 4), fd_model=features).metrics
+    assert perfect["frechet_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_under_a_model_on_disk(tmp_path):
+    tiny_vit().save_pretrained(tmp_path)
+    batches = batches_of(images_of(6), 6)
+    measured = evaluate(GreyLevels(), PROCESSOR, batches, fd_model=str(tmp_path)).metrics
+    loaded = evaluate(GreyLevels(), PROCESSOR, batches, fd_model=tiny_vit()).metrics
+    assert measured["frechet_distance"] == pytest.approx(loaded["frechet_distance"], rel=1e-6)
+    assert measured["frechet_distance"] > 0
+
+
+# Two processes.
+
+SPLITS = {"unequal": ([5, 4], [2]), "one without images": ([5, 4, 2], [])}
+
+
+def measure(rank: int, folder: Path, sizes: tuple[list[int], list[int]]) -> Evaluation:
+    before = 0 if rank == 0 else sum(sizes[0])
+    images = images_of(11)[before : before + sum(sizes[rank])]
+    batches = batches_of(images, *sizes[rank]) if sizes[rank] else []
+    return evaluate(GreyLevels(), PROCESSOR, batches, fd_model=ChannelMeans())
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = {
+        name: (without_time(found := measure(rank, folder, sizes)), found.code_counts.tolist())
+        for name, sizes in SPLITS.items()
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_unequal_batches_equal_one(tmp_path):
+    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    expected = evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(11), 11), fd_model=ChannelMeans())
+    for rank in range(2):
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert set(results) == set(SPLITS)
+        for metrics, counts in results.values():
+            assert metrics == pytest.approx(without_time(expected), rel=1e-6)
+            assert counts == expected.code_counts.tolist()
+
+
+# Files.
+
+
+def test_evaluation_json_holds_numbers_and_protocol(tmp_path):
+    path = tmp_path / "run" / "evaluation.json"
+    metrics = {"psnr": 25.5, "ssim": None, "loss": math.inf, "num_images": 10}
+    for split in ("validation", "test"):
+        write_evaluation(path, Evaluation(metrics, torch.ones(1, 4)), dataset_name="uoft-cs/cifar10", split=split)
+    written = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert written["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert written.pop("versions").keys() == {"python", "hf-vq", "torch", "transformers"}
+    assert "deterministic" in written.pop("protocol")
+    assert written == metrics | {"loss": None, "dataset_name": "uoft-cs/cifar10", "split": "test"}
+    assert [file.name for file in path.parent.iterdir()] == ["evaluation.json"]
+    with pytest.raises(ValueError, match="psnr: a metric has this name"):
+        write_evaluation(path, Evaluation(metrics, torch.ones(1, 4)), psnr=3)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "evaluation.json"
+    write_evaluation(path, Evaluation({"psnr": 1.0}, torch.ones(1, 4)))
+    before = path.read_text()
+
+    def fill_the_disk(self: Path, text: str, **_: str) -> None:
+        with self.open("w") as file:
+            file.write(text[:5])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_evaluation(path, Evaluation({"psnr": 2.0}, torch.ones(1, 4)))
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_code_counts_of_every_evaluation_are_kept(tmp_path):
+    path = tmp_path / "codes.safetensors"
+    counts = {step: torch.randint(0, 99, (2, 8)) for step in (500, 1000, 1500)}
+    for step, value in counts.items():
+        save_code_counts(path, step, value)
+    saved = load_file(path)
+    assert sorted(saved) == ["step-000500", "step-001000", "step-001500"]
+    assert torch.equal(saved["step-001000"], counts[1000]) and saved["step-001000"].dtype == torch.int64
+    # Resumed from a checkpoint before step 1000:
+    save_code_counts(path, 1000, counts[500].T.contiguous().T)
+    saved = load_file(path)
+    assert sorted(saved) == ["step-000500", "step-001000"]
+    assert torch.equal(saved["step-001000"], counts[500])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_damaged_file_of_counts_is_refused_by_name(tmp_path):
+    path = tmp_path / "codes.safetensors"
+    path.write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match=r"codes\.safetensors is damaged"):
+        save_code_counts(path, 1, torch.ones(1, 4, dtype=torch.int64))
