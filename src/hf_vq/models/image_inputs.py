@@ -132,7 +132,6 @@ def convert_mode(image: Image.Image, mode: str, index: int) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    try:
-        return image if image.mode == mode else image.convert(mode)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot become {mode}: {error}. Convert it to RGB or L yourself.") from error
+    if image.mode == "LAB":  # PIL leads it to RGB only
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
