@@ -273,8 +273,21 @@ def test_exif_rotation_is_applied(as_is: VQImageProcessor, orientation: int):
         lambda image: np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]),
         lambda image: image[::-1][::-1],
     ],
-    ids=["hwc", "chw", "torch", "torch-chw", "batch", "torch-batch", "nested"]
-    + ["float64", "float32", "int64", "uint16", "rgba", "strided"],
+    ids=[
+        "hwc",
+        "chw",
+        "torch",
+        "torch-chw",
+        "batch",
+        "torch-batch",
+        "nested",
+        "float64",
+        "float32",
+        "int64",
+        "uint16",
+        "rgba",
+        "strided",
+    ],
 )
 def test_arrays_and_tensors(as_is: VQImageProcessor, make: Callable[[np.ndarray], object]):
     image = noise(8, 12)
@@ -327,8 +340,25 @@ def truncated_file() -> Image.Image:
         ([noise(8, 8), None], TypeError, "image 1 is a NoneType"),
         (truncated_file(), ValueError, "image 0 .* cannot be decoded"),
     ],
-    ids=["empty-list", "empty-batch", "empty-pil", "empty-array", "small", "1d", "nested-batch", "ambiguous"]
-    + ["float-range", "nan", "int-range", "complex", "mode-I", "mode-F", "missing", "none", "truncated"],
+    ids=[
+        "empty-list",
+        "empty-batch",
+        "empty-pil",
+        "empty-array",
+        "small",
+        "1d",
+        "nested-batch",
+        "ambiguous",
+        "float-range",
+        "nan",
+        "int-range",
+        "complex",
+        "mode-I",
+        "mode-F",
+        "missing",
+        "none",
+        "truncated",
+    ],
 )
 def test_what_cannot_be_used_is_named(as_is: VQImageProcessor, images: object, error: type[Exception], message: str):
     with pytest.raises(error, match=message):

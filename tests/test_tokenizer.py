@@ -1,0 +1,284 @@
+"""The facade: ids of any mix of images, in order, and back; the habits of a text tokenizer; errors that help."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hf_vq import VQVAEConfig, VQVAEModel
+from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.token_grids import on_grid, to_encoding
+from hf_vq.tokenizer import ImageTokenizer
+
+CODES = 16
+KEEP_SIZE = {"do_resize": False, "do_center_crop": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    AutoImageProcessor.register(VQVAEConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
+
+
+def make_tokenizer(**settings: Any) -> ImageTokenizer:
+    torch.manual_seed(0)
+    config = VQVAEConfig(
+        image_size=16,
+        codebook_size=CODES,
+        hidden_channels=[8, 16],
+        residual_channels=8,
+        num_residual_blocks=1,
+        **settings,
+    )
+    return ImageTokenizer(VQVAEModel(config).eval(), VQImageProcessor.for_config(config))
+
+
+@pytest.fixture
+def tok() -> ImageTokenizer:
+    return make_tokenizer()
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    return [Image.fromarray(array) for array in arrays]
+
+
+def test_images_become_lists_of_ids(tok: ImageTokenizer):
+    images = pictures((16, 16), (20, 30), (16, 16))
+    batch = tok(images)
+    assert batch.image_grid_hw == [[4, 4]] * 3
+    pixel_values = tok.processor(images, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = tok.model.encode(pixel_values).image_tokens
+    assert batch.input_ids == expected.flatten(1).tolist()
+    assert all(isinstance(token, int) for token in batch.input_ids[0])
+    assert tok.encode(images[1]) == batch.input_ids[1]
+
+
+def test_tensors_on_request(tok: ImageTokenizer):
+    batch = tok(pictures((16, 16), (16, 16)), return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 16) and batch["input_ids"].dtype == torch.int64
+    assert batch.image_grid_hw.tolist() == [[4, 4], [4, 4]]
+    assert isinstance(tok(pictures((16, 16)), return_tensors="np").input_ids, np.ndarray)
+    with pytest.raises(ValueError, match="tensorflow"):
+        tok([], return_tensors="tensorflow")
+
+
+def test_decode_is_the_model_s(tok: ImageTokenizer):
+    images = pictures((16, 16), (16, 16))
+    batch = tok(images, return_tensors="pt")
+    with torch.no_grad():
+        expected = tok.processor.postprocess(tok.model.decode(batch.input_ids.view(2, 4, 4)).pixel_values)
+    ids = batch.input_ids.tolist()
+    alternatives = [tok.decode(ids), tok.batch_decode(ids), tok.decode(batch.input_ids), tok.decode(np.array(ids))]
+    alternatives += [tok.batch_decode(batch.input_ids), tok.decode(list(batch.input_ids)), tok.decode(tuple(ids))]
+    alternatives += [tok.decode(ids, (4, 4)), tok.batch_decode(ids, batch.image_grid_hw)]
+    alternatives += [[tok.decode(row) for row in ids], [tok.decode(row) for row in batch.input_ids]]
+    for decoded in alternatives:
+        assert [np.array_equal(image, other) for image, other in zip(decoded, expected, strict=True)] == [True, True]
+    assert isinstance(tok.decode(ids[0]), Image.Image)
+    assert tok.batch_decode([]) == []
+
+
+SIZES = [(16, 16), (16, 24), (9, 40), (16, 16), (24, 16), (16, 25), (16, 16)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_sizes_mix_and_batch_size_changes_nothing(tok: ImageTokenizer, batch_size: int):
+    images = pictures(*SIZES)
+    batch = tok(images, batch_size=batch_size, **KEEP_SIZE)
+    assert batch.image_grid_hw == [[height // 4, width // 4] for height, width in SIZES]
+    assert batch.input_ids == [tok.encode(image, **KEEP_SIZE) for image in images]
+    decoded = tok.batch_decode(batch.input_ids, batch.image_grid_hw, batch_size=batch_size)
+    assert [image.size for image in decoded] == [(width // 4 * 4, height // 4 * 4) for height, width in SIZES]
+    for image, ids, grid in zip(decoded, batch.input_ids, batch.image_grid_hw, strict=True):
+        assert np.abs(np.asarray(image, int) - np.asarray(tok.decode(ids, grid), int)).max() <= 1
+
+
+def test_many_sizes_do_not_pile_up(tok: ImageTokenizer, monkeypatch: pytest.MonkeyPatch):
+    sizes = [(8, 4 * width) for width in range(2, 22)]
+    seen: list[int] = []
+
+    def watched() -> Iterator[Image.Image]:
+        for image in pictures(*sizes):
+            seen.append(len(ran))
+            yield image
+
+    ran: list[int] = []
+    encode = tok.model.encode
+    monkeypatch.setattr(tok.model, "encode", lambda pixel_values: ran.append(1) or encode(pixel_values))
+    assert tok(watched(), batch_size=2, **KEEP_SIZE).image_grid_hw == [[2, width] for width in range(2, 22)]
+    assert seen[-1] > 5
+
+
+@pytest.mark.parametrize("kind", ["one", "array", "batch", "generator", "path", "tuple"])
+def test_images_come_in_many_ways(tok: ImageTokenizer, kind: str, tmp_path: Path):
+    (image,) = pictures((16, 16))
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    kinds = {
+        "one": image,
+        "array": array,
+        "batch": array[None],
+        "generator": (picture for picture in [image]),
+        "path": tmp_path / "a.png",
+        "tuple": (str(tmp_path / "a.png"),),
+    }
+    assert tok(kinds[kind]).input_ids == [tok.encode(image)]
+
+
+def test_it_has_the_habits_of_a_text_tokenizer(tok: ImageTokenizer):
+    assert tok.vocab_size == len(tok) == CODES
+    assert repr(tok) == "ImageTokenizer(VQVAEModel, vocab_size=16, grid=4x4)"
+
+
+def test_tokens_are_canonical(tok: ImageTokenizer):
+    image = pictures((16, 16))[0]
+    ids, seen = tok.encode(image), []
+    tok.model.encoder.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+    tok.model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tok.encode(image) == ids
+    assert seen == [torch.float32]
+    assert tok.model.training and tok.model.encoder.training
+    assert tok.decode(tok(image, return_tensors="pt").input_ids)[0].size == (16, 16)
+
+
+def test_saving_and_loading(tok: ImageTokenizer, tmp_path: Path):
+    images = pictures((16, 16), (30, 20))
+    tok.save_pretrained(tmp_path)
+    loaded = ImageTokenizer.from_pretrained(tmp_path)
+    assert loaded(images).input_ids == tok(images).input_ids
+    assert next(loaded.model.parameters()).dtype == torch.float32 and not loaded.model.training
+    narrow = ImageTokenizer.from_pretrained(str(tmp_path), device="cpu", dtype=torch.bfloat16)
+    assert next(narrow.model.encoder.parameters()).dtype == torch.bfloat16
+    ids = narrow(images).input_ids
+    assert np.shape(ids) == (2, 16) and len(narrow.batch_decode(ids)) == 2
+
+
+def test_the_default_is_float32_whatever_was_saved(tok: ImageTokenizer, tmp_path: Path):
+    tok.model.to(torch.bfloat16)
+    tok.save_pretrained(tmp_path)
+    assert ImageTokenizer.from_pretrained(tmp_path).model.encoder.state_dict()
+    assert {p.dtype for p in ImageTokenizer.from_pretrained(tmp_path).model.parameters()} == {torch.float32}
+
+
+def test_push_to_hub_is_one_commit(tok: ImageTokenizer, monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[str, Any]] = []
+
+    class FakeApi:
+        def __init__(self, token: str | None = None) -> None:
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
+            calls.append(("create", kwargs))
+            return type("Url", (), {"repo_id": f"org/{repo_id}"})
+
+        def upload_folder(self, repo_id: str, folder_path: str, **kwargs: Any) -> str:
+            calls.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
+            return "commit"
+
+    monkeypatch.setattr(sys.modules["hf_vq.tokenizer"], "HfApi", FakeApi)
+    assert tok.push_to_hub("name", token="secret", private=True) == "commit"
+    assert calls[:2] == [("token", "secret"), ("create", {"private": True, "exist_ok": True})]
+    name, files = calls[2]
+    assert name == "org/name" and {"config.json", "model.safetensors", "preprocessor_config.json"} <= files
+
+
+def test_the_bar_shows_only_when_it_takes_long(
+    tok: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    images = pictures(*[(16, 16)] * 8)
+    tok.batch_decode(tok(images, batch_size=1).input_ids, batch_size=1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.modules["hf_vq.tokenizer"], "SECONDS_BEFORE_BAR", 1e-9)
+    tok(images, batch_size=1)
+    assert "encode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "grid", "message"),
+    [
+        ([0] * 15 + [CODES], None, r"sequence 0 has ids from 0 to 16, outside \[0, 16\).*start token of a prior"),
+        ([-1] + [0] * 15, None, "ids from -1 to 0"),
+        ([0] * 15, None, "15 ids.*not square needs image_grid_hw"),
+        ([0] * 16, (3, 5), "16 ids, not those of a grid of 3x5"),
+        ([0] * 16, (-4, -4), "grid of -4x-4"),
+        ([0] * 16, (4, 4, 1), r"image_grid_hw has shape \(3,\)"),
+        ([[0] * 16] * 2, [(4, 4)] * 3, r"image_grid_hw has shape \(3, 2\).*\(2, 2\)"),
+        ([[0] * 16, [0] * 7], None, "sequence 1 has 7 ids"),
+        ([], None, "sequence 0 has 0 ids"),
+        ([[]], None, "sequence 0 has 0 ids"),
+        ([0.5] * 16, None, "sequence 0 holds torch.float32: ids are integers"),
+        ([True] * 16, None, "sequence 0 holds torch.bool"),
+        (["a"] * 16, None, "sequence 0 is no list of ids"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), None, r"sequence 0 has shape \(4, 4\)"),
+    ],
+    ids=[
+        "start",
+        "negative",
+        "count",
+        "grid",
+        "negative-grid",
+        "grid-rank",
+        "grid-count",
+        "second",
+        "empty",
+        "empty-row",
+        "float",
+        "bool",
+        "text",
+        "rank",
+    ],
+)
+def test_bad_ids_are_named(tok: ImageTokenizer, ids: Any, grid: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        tok.decode(ids, grid)
+
+
+def test_several_codebooks_share_a_position():
+    ids = torch.arange(12)
+    tokens = on_grid(ids, (2, 3), codes=12, codebooks=2, index=0)
+    assert tokens.shape == (2, 3, 2) and tokens[0, 1].tolist() == [2, 3]
+    assert to_encoding([tokens], None) == {"input_ids": [ids.tolist()], "image_grid_hw": [[2, 3]]}
+    with pytest.raises(ValueError, match="11 ids: the model has 2 for each position"):
+        on_grid(ids[:11], None, 12, 2, 0)
+    with pytest.raises(ValueError, match="12 ids, not those of a grid of 2x2 with 2 codebooks"):
+        on_grid(ids, None, 12, 2, 0)
+
+
+@pytest.mark.parametrize("images", [[], iter(())], ids=["list", "iterator"])
+def test_no_images(tok: ImageTokenizer, images: Any):
+    with pytest.raises(ValueError, match="images is empty"):
+        tok(images)
+
+
+def test_bad_images_are_named(tok: ImageTokenizer):
+    images = pictures((16, 16), (16, 24))
+    with pytest.raises(ValueError, match=r"one grid.*\(4, 4\), \(4, 6\)"):
+        tok(images, return_tensors="pt", **KEEP_SIZE)
+    with pytest.raises(ValueError, match="encode takes one image, got 2"):
+        tok.encode(images)
+    with pytest.raises(TypeError, match="images is a int"):
+        tok(3)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        tok(images, batch_size=0)
+    with pytest.raises(TypeError, match="image 1 is a str|image 1 is a object") as caught:
+        tok([*images, *images, images[0], object()], batch_size=4)
+    assert "counted from number 4" in caught.value.__notes__[0]
+
+
+def test_a_model_without_codes_is_refused(tok: ImageTokenizer):
+    with pytest.raises(ValueError, match="Linear is no image tokenizer"):
+        ImageTokenizer(torch.nn.Linear(2, 2), tok.processor)
+
+
+def test_ids_are_plain_json(tok: ImageTokenizer):
+    assert json.loads(json.dumps(dict(tok(pictures((16, 16)))))).keys() == {"input_ids", "image_grid_hw"}
