@@ -84,6 +84,12 @@ def test_an_exact_image_counts_as_rounding_noise_and_only_that_one():
 
 
 @pytest.mark.parametrize("function", [mse, psnr, ssim])
+def test_a_batch_may_be_empty(function):
+    images = torch.zeros(0, 3, 16, 16, dtype=torch.uint8)
+    assert function(images, images).shape == (0,)
+
+
+@pytest.mark.parametrize("function", [mse, psnr, ssim])
 def test_images_must_be_8_bit_and_alike(function):
     images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     with pytest.raises(TypeError, match=r"reconstructions must be uint8.*float32"):

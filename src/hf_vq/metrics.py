@@ -46,7 +46,7 @@ def mse(originals: Tensor, reconstructions: Tensor) -> Tensor:
     """
     _check_images(originals, reconstructions)
     squares = (originals.int() - reconstructions.int()).square().sum(dim=(1, 2, 3), dtype=torch.int64)
-    return squares.double() / (255**2 * originals[0].numel())
+    return squares.double() / (255**2 * originals.shape[1:].numel())
 
 
 def psnr_of_mse(mean_squared_error: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def ssim(originals: Tensor, reconstructions: Tensor) -> Tensor | None:
     _check_images(originals, reconstructions)
     if min(originals.shape[-2:]) < SSIM_WINDOW:
         return None
-    images = max(1, _SSIM_CHUNK // originals[0].numel())
+    images = max(1, _SSIM_CHUNK // originals.shape[1:].numel())
     pairs = zip(originals.split(images), reconstructions.split(images), strict=True)
     return torch.cat([_ssim(x.double() / 255, y.double() / 255) for x, y in pairs])
 
