@@ -37,7 +37,7 @@ def load_pixels(image: Image.Image, index: int) -> None:
     """Decode a picture that was opened lazily; a damaged one is a ValueError with its number and file."""
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders meet damage with OSError, SyntaxError, struct.error, zlib.error, ...
         name = getattr(image, "filename", "") or "no file name"
         raise ValueError(f"image {index} ({name}) cannot be decoded: {error}. Repair it, or leave it out.") from error
 
@@ -69,7 +69,9 @@ def _open(path: str, index: int) -> Image.Image:
     if path.startswith(("http://", "https://", "data:image/")):
         return load_image(path)
     try:
-        return Image.open(path)
+        with Image.open(path) as image:  # files of several frames would else stay open
+            load_pixels(image, index)
+            return image
     except OSError as error:  # FileNotFoundError and UnidentifiedImageError are among them
         raise ValueError(f"image {index} ({path}) cannot be opened: {error}. Pass a path to an image.") from error
 

@@ -1,0 +1,273 @@
+"""The command `hf-vq`: encode images, decode tokens, measure a model on a data set."""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError
+
+from hf_vq.evaluation import Evaluation, evaluate, write_evaluation
+from hf_vq.streams import EvaluationBatches, load_images
+from hf_vq.tokenizer import ImageTokenizer
+
+__all__ = ["main"]
+
+# Errors that come from what the user gave; their messages are enough.
+USER_ERRORS = (ValueError, OSError, ImportError, SafetensorError, StrictDataclassError, DatasetsError)
+EXIT_USER_ERROR = 2
+
+Record = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `hf-vq` with these arguments (by default those of the process).
+
+    Returns:
+        The exit code: 0, or 2 after an error in what was given, whose message went to stderr.
+    """
+    args = make_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except USER_ERRORS as error:
+        message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
+        print(f"hf-vq {args.command}: error: {message}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `hf-vq`; no flag may be abbreviated."""
+    parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,evaluate}")
+    add_encode(commands)
+    add_decode(commands)
+    add_evaluate(commands)
+    return parser
+
+
+def add_command(commands: Any, name: str, help: str, run: Callable[[argparse.Namespace], None]) -> Any:
+    """A subcommand with what all of them take: the model, and how to run it."""
+    parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    parser.add_argument("model", metavar="MODEL", help="name on the Hub, or folder")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run model code from the Hub")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    return parser
+
+
+def add_encode(commands: Any) -> None:
+    """`hf-vq encode MODEL IMAGES... --output tokens.jsonl`."""
+    parser = add_command(commands, "encode", "Images to tokens.", encode)
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--output", type=Path, required=True, help="tokens.json (a list) or tokens.jsonl (lines)")
+    parser.add_argument("--keep_size", action="store_true", help="crop to whole tokens instead of resizing")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: %(default)s)")
+
+
+def add_decode(commands: Any) -> None:
+    """`hf-vq decode MODEL tokens.jsonl --output DIR`."""
+    parser = add_command(commands, "decode", "Tokens to images.", decode)
+    parser.add_argument("tokens", metavar="TOKENS", type=Path, help="a file that encode wrote, or JSON lists of ids")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the PNG files")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: %(default)s)")
+
+
+def add_evaluate(commands: Any) -> None:
+    """`hf-vq evaluate MODEL --dataset_name NAME --split test`."""
+    parser = add_command(commands, "evaluate", "Measure a model on a data set of images.", evaluate_on_dataset)
+    parser.add_argument("--dataset_name", required=True, help='name on the Hub, folder, or "parquet"')
+    parser.add_argument("--dataset_config_name", help="configuration of the data set")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of the data set")
+    parser.add_argument("--data_files", nargs="+", help="files of the split, as paths, URLs or patterns")
+    parser.add_argument("--split", default="test", help="(default: %(default)s)")
+    parser.add_argument("--image_column", help="column of the images, where there are several")
+    parser.add_argument("--streaming", action="store_true", help="read without preparing a copy on disk")
+    parser.add_argument("--cache_dir", help="where prepared data go")
+    parser.add_argument("--fd_model", help="vision model whose features give the Fréchet distance")
+    parser.add_argument("--output", type=Path, default=Path("evaluation.json"), help="(default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=256, help="images at once (default: %(default)s)")
+    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--max_bad_examples", type=int, default=100, help="damaged images that are skipped")
+
+
+def encode(args: argparse.Namespace) -> None:
+    """Writes one record per image: image (its path), image_grid_hw, input_ids, fingerprint (of the model)."""
+    if args.output.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"--output {args.output}: the name must end in .json or .jsonl.")
+    _check_output_file(args.output)
+    paths = find_images(args.images)
+    tok = _load(args)
+    size: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if args.keep_size else {}
+    batch = tok(paths, batch_size=args.batch_size, **size)
+    shared = {"fingerprint": tok.model.fingerprint()}
+    rows = zip(paths, batch["image_grid_hw"], batch["input_ids"], strict=True)
+    records = [{"image": str(path), "image_grid_hw": grid, "input_ids": ids, **shared} for path, grid, ids in rows]
+    write_records(args.output, records)
+    print(f"Wrote the tokens of {len(records)} images to {args.output}.")
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Writes one PNG per record, named after its image or its number."""
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a file: name a folder.")
+    records = read_records(args.tokens)
+    tok = _load(args)
+    fingerprint = tok.model.fingerprint()
+    foreign = next(
+        (i for i, record in enumerate(records) if record.get("fingerprint", fingerprint) != fingerprint), None
+    )
+    if foreign is not None:
+        raise ValueError(f"record {foreign} of {args.tokens} has tokens of another model: decode it with that one.")
+    images = tok.batch_decode([record["input_ids"] for record in records], _grids(records), args.batch_size)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(output_names(records), images, strict=True):
+        image.save(args.output / name)
+    print(f"Wrote {len(images)} images to {args.output}.")
+
+
+def evaluate_on_dataset(args: argparse.Namespace) -> None:
+    """Prints every number and writes them, with the data set, the split and the protocol, to --output."""
+    _check_output_file(args.output)
+    dataset = load_images(
+        args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        data_files={args.split: args.data_files} if args.data_files else None,
+        revision=args.dataset_revision,
+        streaming=args.streaming,
+        image_column=args.image_column,
+        train_split=args.split,
+        validation_size=0,
+        cache_dir=args.cache_dir,
+    ).train
+    tok = _load(args)
+    batches = EvaluationBatches(
+        dataset,
+        partial(to_batch, tok.processor),
+        args.batch_size,
+        num_workers=args.dataloader_num_workers,
+        max_bad_examples=args.max_bad_examples,
+    )
+    evaluation = evaluate(tok.model, tok.processor, batches, fd_model=args.fd_model, progress=True)
+    names = ["dataset_name", "dataset_config_name", "dataset_revision", "data_files", "split", "fd_model"]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    measured_on = {"model_name_or_path": args.model, **given, "bad_examples": batches.bad_examples}
+    write_evaluation(args.output, evaluation, **measured_on, fingerprint=tok.model.fingerprint())
+    print_metrics(evaluation)
+    print(f"Written to {args.output}.")
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """The named files, and the image files in the named folders (and below), in name order.
+
+    Raises:
+        ValueError: a name that does not exist, or a folder without images.
+    """
+    if missing := [name for name in names if not os.path.exists(name)]:
+        raise ValueError(f"there is no {', no '.join(missing[:8])}: pass image files, or folders of them.")
+    suffixes = Image.registered_extensions()
+    found: list[Path] = []
+    for path in map(Path, names):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"the folder {path} has no image files.")
+        found += inside
+    return found
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    """Writes a JSON list (.json) or one JSON object per line (.jsonl), replacing the file as a whole."""
+    lines = map(json.dumps, records)
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records with `input_ids`, from what `write_records` wrote, or from lists of ids in the same two formats.
+
+    Raises:
+        ValueError: a file that is not JSON, has no records, or one without ids.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    try:
+        values = [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): pass a file that `hf-vq encode` wrote.") from error
+    if path.suffix != ".jsonl" and _holds_several(values):
+        (values,) = values
+    records = [value if isinstance(value, dict) else {"input_ids": value} for value in values]
+    if not records or any("input_ids" not in record for record in records):
+        raise ValueError(f"{path} needs a list of ids, or an object with input_ids, for each image, and at least one.")
+    return records
+
+
+def output_names(records: list[Record]) -> list[str]:
+    """File names: the stem of a record's image, with its number where stems repeat or are missing."""
+    stems = [Path(record.get("image") or "").stem for record in records]
+    count = Counter(stems)
+    return [
+        f"{stem}.png" if stem and count[stem] == 1 else f"{stem or 'image'}_{index:06d}.png"
+        for index, stem in enumerate(stems)
+    ]
+
+
+def to_batch(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows of a data set -> what `evaluate` reads."""
+    return {"pixel_values": processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]}
+
+
+def print_metrics(evaluation: Evaluation) -> None:
+    """Prints one metric per line."""
+    width = max(map(len, evaluation.metrics))
+    for name, value in evaluation.metrics.items():
+        print(f"{name:<{width}}  {'-' if value is None else format(value, '.6g')}")
+
+
+def _load(args: argparse.Namespace) -> ImageTokenizer:
+    return ImageTokenizer.from_pretrained(
+        args.model, device=args.device, revision=args.revision or "main", trust_remote_code=args.trust_remote_code
+    )
+
+
+def _holds_several(values: list[Any]) -> bool:
+    return bool(values) and isinstance(values[0], list) and not isinstance(next(iter(values[0]), None), int)
+
+
+def _grids(records: list[Record]) -> list[list[int]] | None:
+    given = [record["image_grid_hw"] for record in records if record.get("image_grid_hw") is not None]
+    if given and len(given) < len(records):
+        raise ValueError(f"{len(given)} of {len(records)} records have an image_grid_hw: give it to all, or to none.")
+    return given or None
+
+
+def _check_output_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder: name a file.")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be used here: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
