@@ -51,7 +51,8 @@ class Checkpoints:
         """
         staging = self.folder / f".step-{step}.tmp"
         if accelerator.is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)
+            for abandoned in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(abandoned)
             staging.mkdir(parents=True)
         accelerator.wait_for_everyone()
         write_parts(staging, shared | local if accelerator.is_main_process else local)
@@ -112,8 +113,9 @@ def write_parts(folder: Path, parts: Parts) -> None:
 
 def write_part(path: Path, content: Any) -> None:
     if path.suffix == ".safetensors":
-        # cloned, because safetensors refuses tensors that share their memory
-        save_file({name: tensor.detach().clone().contiguous().cpu() for name, tensor in content.items()}, path)
+        # copied, because safetensors refuses tensors that share their memory
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in content.items()}
+        save_file(copies, path)
     else:
         path.write_text(json.dumps(content))
     flush_to_disk(path)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from engine_contract import EngineArguments, ResumableBatches, Task
-from run_log import claim, flatten, plain, progress_bar, record_run
+from run_log import claim, flatten, plain, progress_bar
 from training_run import Training
 
 __all__ = ["EngineArguments", "ResumableBatches", "Task", "fit", "share_cores"]
@@ -40,10 +40,10 @@ def fit(task: Task, args: EngineArguments, settings: dict[str, Any]) -> Path:
     """
     accelerator = start_accelerator(args)
     settings = plain(settings | {"num_processes": accelerator.num_processes})
-    run_dir = open_run_dir(args, settings, accelerator)
+    claim(Path(args.output_dir), settings, resuming=args.resume_from_checkpoint is not None)
     training = Training(task, args, settings, accelerator)
     training.resume()
-    start_trackers(accelerator, run_dir, settings)
+    start_trackers(accelerator, training.run_dir, settings)
 
     with progress_bar(training.total_images, training.images, accelerator.is_main_process) as bar:
         while training.step < training.total_steps:
@@ -59,7 +59,7 @@ def fit(task: Task, args: EngineArguments, settings: dict[str, Any]) -> Path:
     training.save()
     for tracker in accelerator.trackers:
         tracker.finish()
-    return run_dir
+    return training.run_dir
 
 
 def share_cores() -> int:
@@ -101,13 +101,3 @@ def choose_trackers(report_to: str) -> list[str] | None:
 def start_trackers(accelerator: Accelerator, run_dir: Path, settings: dict[str, Any]) -> None:
     simple = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in flatten(settings).items()}
     accelerator.init_trackers(run_dir.resolve().name, config=simple)
-
-
-def open_run_dir(args: EngineArguments, settings: dict[str, Any], accelerator: Accelerator) -> Path:
-    run_dir = Path(args.output_dir)
-    claim(run_dir, settings, resuming=args.resume_from_checkpoint is not None)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        record_run(run_dir, settings, args.seed)
-    accelerator.wait_for_everyone()
-    return run_dir

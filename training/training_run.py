@@ -26,9 +26,9 @@ from checkpoints import (
     split_optimizer_state,
 )
 from engine_contract import EngineArguments, Task
-from run_log import RunLog, RunningMeans, Stopwatch, refuse_other_settings
+from run_log import RunLog, RunningMeans, Stopwatch, record_run, refuse_other_settings
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -160,7 +160,7 @@ class Training:
         if self.accelerator.is_main_process:
             self.task.save(self.result.eval(), self.run_dir)
         self.accelerator.wait_for_everyone()
-        logger.info("trained %d steps; steady images per second: %s", self.step, self.watch.steady_rate)
+        logger.info("trained %d steps at %s images per second", self.step, self.watch.steady_rate)
 
     def checkpoint(self) -> None:
         self.stop_if_diverged()
@@ -193,12 +193,13 @@ class Training:
         return {name: tensor for name, tensor in named_state(self.module).items() if name in names}
 
     def resume(self) -> None:
-        """Goes back to the checkpoint that the settings ask for, if any, and forgets what came after it."""
+        """Takes the run directory: goes back to the checkpoint asked for, if any, and forgets what came after it."""
         checkpoint = find_checkpoint(self.args.resume_from_checkpoint, self.checkpoints)
         if checkpoint is not None:
             self._load(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            record_run(self.run_dir, self.settings, self.args.seed)
             self.checkpoints.discard_after(self.step)
             self.run_log.cut_back(self.step)
         self.accelerator.wait_for_everyone()
@@ -263,8 +264,10 @@ def update_average_(average: nn.Module, module: nn.Module, highest_decay: float,
 
 def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means; None to begin at step 0."""
-    if wanted is None or wanted == "latest":
-        return checkpoints.latest() if wanted else None
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        return checkpoints.latest()
     problem = find_damage(Path(wanted))
     if problem is not None:
         raise ValueError(f"cannot resume from {problem}. Name another checkpoint, or `latest` for the newest whole one")

@@ -51,8 +51,8 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path: Path, accelera
     (tmp_path / ".step-5.tmp" / "model.safetensors").write_bytes(b"half")
     (tmp_path / "step-notes").mkdir()
     assert checkpoints.latest() is None
-    save(checkpoints, 5, accelerator)
-    assert find_damage(tmp_path / "step-5") is None and not (tmp_path / ".step-5.tmp").exists()
+    save(checkpoints, 6, accelerator)
+    assert find_damage(tmp_path / "step-6") is None and not (tmp_path / ".step-5.tmp").exists()
 
 
 def flip_a_bit(path: Path) -> None:

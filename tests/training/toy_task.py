@@ -164,6 +164,18 @@ def metrics(run_dir: Path, keep: str = "") -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in times} for line in lines if not keep or keep in line]
 
 
+def assert_same_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def assert_close_tensors(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-4, atol=1e-6)
+
+
 def main() -> None:
     for run in sys.argv[1:]:
         changes = json.loads(run)
