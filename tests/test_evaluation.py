@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import AutoModel, ResNetConfig, ViTConfig
 
 from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8, write_evaluation
@@ -150,12 +154,30 @@ def test_a_model_that_diverged_is_not_measured():
         evaluate(model, PROCESSOR, batches_of(images_of(3), 3))
 
 
-def test_progress_counts_images_and_knows_their_number(capsys):
-    evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(7), 4, 3), progress=True)
+class Stream:
+    """Batches of which only the number of images is known."""
+
+    def __init__(self, batches: list[dict[str, Tensor]]) -> None:
+        self.batches, self.num_images = batches, 9
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "totals"),
+    [(list, {"7", "8"}), (Stream, {"9", "7"}), (iter, {"7"})],
+    ids=["list", "num_images", "iterator"],
+)
+def test_progress_counts_images_and_knows_their_number(wrap, totals, capsys, monkeypatch):
+    monkeypatch.setattr("hf_vq.evaluation.tqdm", partial(tqdm, mininterval=0))
+    evaluate(GreyLevels(), PROCESSOR, wrap(batches_of(images_of(7), 4, 3)), progress=True)
     shown = capsys.readouterr().err
     assert "7/7" in shown and "img/s" in shown
-    evaluate(GreyLevels(), PROCESSOR, iter(batches_of(images_of(7), 4, 3)), progress=True)
-    assert "7img" in capsys.readouterr().err.replace("7/7 [", "7img [")
+    assert set(re.findall(r"\d/(\d+)", shown)) == totals
+
+
+def test_without_progress_nothing_is_shown(capsys):
     evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(7), 4, 3))
     assert capsys.readouterr().err == ""
 

@@ -62,6 +62,7 @@ def evaluate(
         model: a `VQVAEModel` or `SQVAEModel`, also wrapped for distributed training or compiled.
         processor: the model's image processor: its scaling turns pixel values back into 8-bit images.
         batches: yields dicts with pixel_values (B, C, H, W), all images once. B, and H and W, may differ between them.
+            From `num_images`, the number of this process, or else from `len`, the bar knows how long it takes.
         fd_model: name, folder or loaded `AutoModel` whose features give the Fréchet distance between originals and
             reconstructions. (Not FID, which is the distance under one certain network.)
         progress: show a bar with images per second and the time left.
@@ -221,15 +222,19 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _with_progress(batches: Iterable[dict[str, Tensor]], progress: bool) -> Iterator[dict[str, Tensor]]:
-    try:
-        count = len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a stream need not know
-        count = None
-    with tqdm(desc="evaluate", unit="img", disable=not progress) as bar:
+    with tqdm(desc="evaluate", unit="img", disable=not progress, total=getattr(batches, "num_images", None)) as bar:
         for batch in batches:
-            if bar.total is None and count is not None:
-                bar.total = count * len(batch["pixel_values"])
+            size = len(batch["pixel_values"])
+            if bar.total is None:
+                bar.total = _images_by_length(batches, size)
             yield batch
-            bar.update(len(batch["pixel_values"]))
+            bar.update(size)
         bar.total = bar.n  # the last batch may be short
         bar.refresh()
+
+
+def _images_by_length(batches: Iterable[dict[str, Tensor]], size: int) -> int | None:
+    try:
+        return len(batches) * size  # type: ignore[arg-type]
+    except TypeError:  # a stream need not know
+        return None
