@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from toy_task import ToyTask, assert_close_tensors, assert_same_tensors, metrics, saved_model, train
 
@@ -54,6 +55,10 @@ def test_two_processes_equal_one_on_the_joint_batch_and_resume_exactly(tmp_path:
     assert launch(killed | {"resume_from_checkpoint": "latest"}, processes=2) == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole", step=10)
 
+    for rank in range(2):
+        seen = load_file(tmp_path / "two" / "checkpoints" / "step-10" / f"rank-{rank}-buffers.safetensors")["seen"]
+        batches = iter(ToyTask().train_batches(batch_size=4, rank=rank, world_size=2))
+        torch.testing.assert_close(seen, sum(next(batches)["values"].sum(0) for _ in range(20)))
     train(tmp_path / "one", ToyTask(noise=0.0), **changes | {"per_device_train_batch_size": 8})
     assert_close_tensors(saved_model(tmp_path / "one"), saved_model(tmp_path / "two"))
     for one, two in zip(metrics(tmp_path / "one", "loss"), metrics(tmp_path / "two", "loss"), strict=True):

@@ -30,9 +30,9 @@ class ToyOutput(ModelOutput):
 
 
 class ToyModel(nn.Module):
-    """Linear autoencoder with noise; `centre` follows the data as an EMA codebook would."""
+    """Linear autoencoder with noise; `centre` follows the data as an EMA codebook would, `seen` is of one process."""
 
-    _ddp_params_and_buffers_to_ignore = ("pending_sum", "pending_count")
+    _ddp_params_and_buffers_to_ignore = ("pending_sum", "pending_count", "seen")
 
     def __init__(self, noise: float) -> None:
         super().__init__()
@@ -41,12 +41,14 @@ class ToyModel(nn.Module):
         self.register_buffer("centre", torch.zeros(6))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("recent", torch.zeros(6), persistent=False)
+        self.register_buffer("seen", torch.zeros(6), persistent=False)
         self.register_buffer("pending_sum", torch.zeros(6), persistent=False)
         self.register_buffer("pending_count", torch.zeros(()), persistent=False)
 
     def forward(self, values: Tensor) -> ToyOutput:
         if self.training:
-            self.pending_sum += values.detach().sum(0)
+            self.seen += values.sum(0)
+            self.pending_sum += values.sum(0)
             self.pending_count += len(values)
             values = values + self.noise * torch.randn_like(values)
         decoded = self.decoder(self.encoder(values - self.centre).tanh())
