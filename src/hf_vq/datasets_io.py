@@ -1,0 +1,301 @@
+"""Opening images from anywhere: a Hub name, a folder of pictures, or Parquet files; in memory, on disk, or as a stream.
+
+Whatever the source, a row keeps the user's columns, and its picture is an undecoded cell, `{"bytes", "path"}`, in
+the column "image".
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    Features,
+    Image,
+    IterableDataset,
+    SplitDict,
+    SplitInfo,
+    Value,
+    concatenate_datasets,
+    load_dataset_builder,
+)
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from hf_vq.decoding import open_file
+
+ImageDataset: TypeAlias = Dataset | IterableDataset
+DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+DEFAULT_VALIDATION_SIZE = 5_000
+_HELD_OUT = "held_out"
+_WAYS_OUT = "name a validation_split, set validation_size=0, or do not stream"
+
+
+class ImageSplits(NamedTuple):
+    """The rows to train on, to evaluate on while training, and to test on once, at the end."""
+
+    train: ImageDataset
+    validation: ImageDataset | None
+    test: ImageDataset | None
+
+
+def load_images(
+    dataset_name: str,
+    *,
+    dataset_config_name: str | None = None,
+    data_files: DataFiles | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    image_column: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    validation_size: int | None = None,
+    keep_in_memory: bool = False,
+    cache_dir: str | None = None,
+) -> ImageSplits:
+    """Open a data set of images.
+
+    Splits named "validation" and "test" are used where they exist. Without a validation split, rows are held out from
+    the training split, the same ones in every run: of data with a length, those that a permutation seeded 0 puts first;
+    of a stream of Parquet files, the last files in name order (of a single file, its last row groups).
+
+    Args:
+        dataset_name: a name on the Hub, a local folder of pictures or of Parquet files, or "parquet" with `data_files`.
+        dataset_config_name: the configuration, where the data set has several.
+        data_files: paths, URLs or patterns: one list, or one for each split.
+        revision: a branch, tag or commit on the Hub.
+        streaming: read while training goes on, instead of preparing a copy on disk first.
+        image_column: the column of the pictures; by default the only one that holds pictures.
+        train_split: the split to train on.
+        validation_split: the split to evaluate on while training.
+        test_split: the split to test on.
+        validation_size: rows to hold out, 0 for none; by default a tenth, at most 5,000. A stream holds out whole
+            files, so they may be more.
+        keep_in_memory: copy the prepared data to memory.
+        cache_dir: where prepared data go; by default the cache of `datasets`.
+
+    Raises:
+        FileNotFoundError: no such folder, file or data set.
+        ValueError: an unknown split or column, options that exclude each other, or nothing that can be held out.
+    """
+    if validation_split is not None and validation_size is not None:
+        raise ValueError(f"drop validation_split={validation_split!r} or validation_size={validation_size}")
+    if streaming and keep_in_memory:
+        raise ValueError("drop streaming or keep_in_memory: a stream is not kept")
+    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    # A table of local pictures holds nothing but their paths; unlike a stream of them it can be permuted.
+    as_table = not streaming or _lists_local_pictures(builder)
+    opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
+    train = _choose(opened, train_split)
+    validation = _choose(opened, validation_split) if validation_split else None
+    test = _choose(opened, test_split) if test_split else opened.get("test")
+    if validation is None and validation_size is None:
+        validation = opened.get("validation")
+    if validation is None and validation_size != 0:
+        train, validation = (_hold_out_rows if as_table else _hold_out_files)(builder, train, validation_size)
+    rename = _rename_in_tables if isinstance(builder, Parquet) and not as_table else _rename
+    splits = [_undecoded(split, image_column, rename) if split else None for split in (train, validation, test)]
+    return ImageSplits(*(_as_streams(*splits) if streaming and as_table else splits))
+
+
+def num_examples(dataset: ImageDataset) -> int | None:
+    """The number of rows; of a stream only where its files or its description on the Hub tell it, else None."""
+    if isinstance(dataset, Dataset):
+        return len(dataset)
+    split = (dataset.info.splits or {}).get(str(dataset.split))
+    return split.num_examples if split else None
+
+
+def shard_names(dataset: IterableDataset) -> list[str] | None:
+    """What to call the shards of a stream in messages; None where nobody recorded it."""
+    names = list(dataset.info.download_checksums or {})
+    return names if len(names) == dataset.num_shards else None
+
+
+def _find_builder(
+    name: str, config: str | None, data_files: DataFiles | None, revision: str | None, cache_dir: str | None
+) -> DatasetBuilder:
+    if name == "parquet" and not data_files:
+        raise ValueError('"parquet" is a format, not a data set: name its files by data_files')
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise FileNotFoundError(f'{name} is a file: name its folder, or read it as "parquet" with data_files')
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {name}{_neighbours(folder)}")
+    path = str(folder) if folder.is_dir() else name
+    try:
+        return load_dataset_builder(path, config, data_files=data_files, revision=revision, cache_dir=cache_dir)
+    except (FileNotFoundError, ConnectionError) as error:
+        hint = "" if folder.is_dir() or data_files else f". Nor is it a local folder{_neighbours(folder)}"
+        raise FileNotFoundError(f"cannot open the data set {name!r}: {error}{hint}") from error
+
+
+def _neighbours(path: Path) -> str:
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+    return f" ({parent} holds the folders: {', '.join(names[:10]) or 'none'})"
+
+
+def _lists_local_pictures(builder: DatasetBuilder) -> bool:
+    files = [str(file) for files in builder.config.data_files.values() for file in files]
+    return isinstance(builder, ImageFolder) and not any("://" in file for file in files)
+
+
+def _open_tables(builder: DatasetBuilder, in_memory: bool) -> dict[str, Dataset]:
+    builder.download_and_prepare()
+    return builder.as_dataset(in_memory=in_memory)
+
+
+def _open_streams(builder: DatasetBuilder) -> dict[str, IterableDataset]:
+    opened = builder.as_streaming_dataset()
+    if isinstance(builder, Parquet):
+        for name, stream in opened.items():
+            files = _files(builder, name)
+            _record(stream, files, num_examples(stream) or _count_rows(files))
+    return opened
+
+
+def _choose(opened: Mapping[str, ImageDataset], name: str) -> ImageDataset:
+    if name not in opened:
+        raise ValueError(f"there is no split {name!r}: the data set has {', '.join(map(str, opened))}")
+    return opened[name]
+
+
+def _record(stream: IterableDataset, shards: Iterable[str], rows: int) -> IterableDataset:
+    """Write down the shards and the rows of a stream where renaming and casting its columns keep them."""
+    name = str(stream.split)
+    stream.info.splits = SplitDict({name: SplitInfo(name, num_examples=rows)})
+    stream.info.download_checksums = {shard: {} for shard in shards}
+    return stream
+
+
+def _hold_out_rows(builder: DatasetBuilder, train: Dataset, asked: int | None) -> tuple[Dataset, Dataset]:
+    size = _validation_size(asked, len(train))
+    order = np.random.default_rng(0).permutation(len(train))
+    return train.select(np.sort(order[size:])), train.select(np.sort(order[:size]))
+
+
+def _hold_out_files(
+    builder: DatasetBuilder, train: IterableDataset, asked: int | None
+) -> tuple[IterableDataset, IterableDataset]:
+    name, total = str(train.split), num_examples(train)
+    if not isinstance(builder, Parquet) or total is None:
+        raise ValueError(f"rows can be held out from a stream of Parquet files only: {_WAYS_OUT}")
+    size = _validation_size(asked, total)
+    files = sorted(_files(builder, name))
+    if len(files) == 1:
+        return _hold_out_row_groups(train, files[0], size)
+    held_out = _last_pieces([_count_rows([file]) for file in files], size)
+    builder.config.data_files = {name: files[:-held_out], _HELD_OUT: files[-held_out:]}
+    rest, validation = (builder.as_streaming_dataset()[split] for split in (name, _HELD_OUT))
+    rows = _count_rows(files[-held_out:])
+    return _record(rest, files[:-held_out], total - rows), _record(validation, files[-held_out:], rows)
+
+
+def _hold_out_row_groups(train: IterableDataset, file: str, size: int) -> tuple[IterableDataset, IterableDataset]:
+    rows = _row_groups(file)
+    held_out = _last_pieces(rows, size)
+    groups = train.reshard()
+    shards = [groups.shard(len(rows), index) for index in range(len(rows))]
+    names = [f"{file}, row group {index}" for index in range(len(rows))]
+    parts = slice(None, -held_out), slice(-held_out, None)
+    rest, validation = (_record(concatenate_datasets(shards[part]), names[part], sum(rows[part])) for part in parts)
+    return rest, validation
+
+
+def _validation_size(asked: int | None, total: int) -> int:
+    size = max(1, min(DEFAULT_VALIDATION_SIZE, total // 10)) if asked is None else asked
+    if not 0 < size < total:
+        raise ValueError(f"cannot hold out validation_size={size} of {total} rows: choose from 0 to {total - 1}")
+    return size
+
+
+def _last_pieces(rows: list[int], size: int) -> int:
+    """How many of the last pieces (files or row groups) together hold `size` rows; the first one always stays."""
+    for count in range(1, len(rows)):
+        if sum(rows[-count:]) >= size:
+            return count
+    raise ValueError(f"cannot hold out {size} rows by whole pieces, which have {rows[:10]} rows: {_WAYS_OUT}")
+
+
+def _files(builder: DatasetBuilder, split: str) -> list[str]:
+    return [str(file) for name, files in builder.config.data_files.items() if str(name) == split for file in files]
+
+
+def _count_rows(files: list[str]) -> int:
+    with ThreadPoolExecutor(16) as pool:
+        return sum(map(sum, pool.map(_row_groups, files)))
+
+
+@lru_cache(maxsize=65_536)
+def _row_groups(file: str) -> list[int]:
+    """The rows of each row group of a Parquet file, from its footer."""
+    with open_file(file) as stream:
+        footer = pq.read_metadata(stream)
+    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+
+
+def _undecoded(
+    dataset: ImageDataset, column: str | None, rename: Callable[[ImageDataset, str], ImageDataset]
+) -> ImageDataset:
+    """The rows with their pictures in "image", as bytes or paths: they are decoded where batches are made."""
+    if isinstance(dataset, IterableDataset) and dataset.features:
+        dataset = dataset.decode(False)
+    features = dataset.features or Features(dict.fromkeys(next(iter(dataset)), Value("binary")))
+    column = _image_column(features, column)
+    if column != "image":
+        dataset = rename(dataset, column)
+    return dataset.cast_column("image", Image(decode=False))
+
+
+def _rename(dataset: ImageDataset, column: str) -> ImageDataset:
+    return dataset.rename_column(column, "image")
+
+
+def _rename_in_tables(stream: IterableDataset, column: str) -> IterableDataset:
+    # rename_column of a stream takes its tables apart, which makes reading rows ten times slower.
+    features = Features({"image" if name == column else name: kind for name, kind in stream.features.items()})
+    tables = stream.with_format("arrow")
+    renamed = tables.map(_with_names, batched=True, fn_kwargs={"names": list(features)}, features=features)
+    return renamed.with_format(None)
+
+
+def _with_names(table: pa.Table, names: list[str]) -> pa.Table:
+    return table.rename_columns(names)
+
+
+def _image_column(features: Features, asked: str | None) -> str:
+    pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
+    found = [asked] if asked else pictures if len(pictures) == 1 else [n for n in ("image", "img") if n in features]
+    if not found or found[0] not in features:
+        what = f"there is no column {asked!r}" if asked else "cannot tell which column holds the pictures"
+        raise ValueError(f"{what}: set image_column to one of {', '.join(features)}")
+    if found[0] != "image" and "image" in features:
+        raise ValueError(f'rename or drop the column "image": image_column={found[0]!r} takes its name')
+    if not _can_hold_pictures(features[found[0]]):
+        raise ValueError(f"column {found[0]!r} holds {features[found[0]]}, not pictures (encoded bytes or paths)")
+    return found[0]
+
+
+def _can_hold_pictures(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, Image) or feature in [Value(name) for name in ("binary", "large_binary", "string")]
+
+
+def _as_streams(train: Dataset, *others: Dataset | None) -> list[IterableDataset | None]:
+    # Folders list one class after the other, and a stream is shuffled in blocks: mix the training rows beforehand.
+    mixed = train.select(np.random.default_rng(0).permutation(len(train)))
+    return [table and _as_stream(table) for table in (mixed, *others)]
+
+
+def _as_stream(table: Dataset) -> IterableDataset:
+    return _record(table.to_iterable_dataset(num_shards=min(64, len(table))), (), len(table))
