@@ -89,10 +89,11 @@ class Training:
 
     def take_step(self) -> None:
         self.step += 1
+        device = self.accelerator.device
         for micro_step in range(self.args.gradient_accumulation_steps):
-            batch = send_to_device(next(self.stream), self.accelerator.device, non_blocking=True)
+            batch = send_to_device(next(self.stream), device, non_blocking=True)
             with self.accelerator.accumulate(self.model):
-                seed_noise(self.args.seed, self.accelerator.process_index, self.step, micro_step)
+                seed_noise(device, self.args.seed, self.accelerator.process_index, self.step, micro_step)
                 output = self.model(**batch)
                 self.accelerator.backward(output["loss"])
             self._note(output)
@@ -234,10 +235,14 @@ def planned_steps(args: EngineArguments, num_train_examples: int | None, joint_b
     return math.ceil(args.num_train_epochs * num_train_examples / joint_batch)
 
 
-def seed_noise(seed: int, rank: int, step: int, micro_step: int) -> None:
-    """Seeds torch for one forward, so that there is no generator state to save."""
+def seed_noise(device: torch.device, seed: int, rank: int, step: int, micro_step: int) -> None:
+    """Seeds the generators of one forward, so that there is no generator state to save.
+
+    (`torch.manual_seed` looks at every kind of device, which takes as long as a small model's forward.)"""
     words = np.random.SeedSequence((seed, rank, step, micro_step)).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]))
+    torch.default_generator.manual_seed(int(words[0]))
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(int(words[0]))
 
 
 def build_optimizer(module: nn.Module, args: EngineArguments) -> torch.optim.Optimizer:
