@@ -94,6 +94,16 @@ def test_code_usage_says_perplexity_usage_and_the_unused(tmp_path):
     assert "never occur" not in words_of(tmp_path / "b.svg")
 
 
+def test_code_usage_draws_shares_from_the_most_frequent_down(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    save_code_usage(tmp_path / "a.png", torch.tensor([[1, 6, 0, 3]]))
+    (axis,) = figures[0].axes
+    assert axis.patches[0].get_data().values.tolist() == pytest.approx([60, 30, 10, 0])
+    (uniform,) = axis.lines
+    assert set(uniform.get_ydata()) == {25}
+
+
 def test_code_usage_of_several_codebooks(tmp_path):
     save_code_usage(tmp_path / "a.svg", torch.tensor([[1, 1, 2], [1, 0, 3]]))
     words = words_of(tmp_path / "a.svg")
