@@ -150,6 +150,12 @@ def test_parquet_files_open(parquet: Path, streaming: bool):
     assert splits.test is None
 
 
+def test_a_split_has_one_use(parquet: Path):
+    assert load_images(str(parquet), validation_split="test").test is None
+    assert load_images(str(parquet), train_split="test", validation_size=0).test is None
+    assert num_examples(load_images(str(parquet), validation_split="test", test_split="test").test) == 10
+
+
 @streamed
 def test_a_folder_of_pictures_opens(pictures: Path, streaming: bool):
     splits = load_images(str(pictures), streaming=streaming, validation_size=0)
@@ -461,6 +467,22 @@ def test_the_processes_share_a_table(parquet: Path):
     assert sorted(chained(flat(islice(rank, 1)) for rank in ranks)) == list(range(NUM_ROWS))
 
 
+def test_empty_shards_are_no_obstacle():
+    def generate(shards: list[list[int]]) -> Iterator[dict[str, Any]]:
+        return ({"image": cell(number)} for shard in shards for number in shard)
+
+    rows = IterableDataset.from_generator(generate, gen_kwargs={"shards": [list(range(6)), []]})
+    ranks = [by_epoch(TrainBatches(rows, read_numbers, 1, seed=0, rank=rank, world_size=2), 4) for rank in range(2)]
+    for epoch in range(4):
+        assert sorted(chained(rank[epoch] for rank in ranks)) == list(range(6))
+
+
+def test_more_processes_than_rows_are_an_error(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", range(2))
+    with pytest.raises(ValueError, match="process 2 of 3 gets no rows: use fewer processes"):
+        lists(TrainBatches(train_rows(tmp_path, True), read_numbers, 1, seed=0, rank=2, world_size=3), 1)
+
+
 def test_a_stream_uses_no_more_workers_than_it_has_shards(parquet: Path):
     rows = train_rows(parquet, True)
     assert TrainBatches(rows, read_numbers, 4, seed=0, num_workers=9).num_readers == NUM_FILES
@@ -637,6 +659,14 @@ def test_the_processes_share_an_evaluation(parquet: Path, streaming: bool, world
     for rank in range(world_size):
         counts.update(flat(EvaluationBatches(rows, read_numbers, 10, rank=rank, world_size=world_size)))
     assert counts == Counter(range(NUM_ROWS))
+
+
+def test_evaluation_tells_its_number_of_images(parquet: Path):
+    table, stream = (train_rows(parquet, streaming) for streaming in (False, True))
+    ranks = [EvaluationBatches(table, read_numbers, 10, rank=rank, world_size=2) for rank in range(2)]
+    assert [batches.num_images for batches in ranks] == [58, 57] == [len(flat(batches)) for batches in ranks]
+    assert EvaluationBatches(stream, read_numbers, 10).num_images == NUM_ROWS
+    assert EvaluationBatches(stream, read_numbers, 10, world_size=2).num_images is None
 
 
 def test_a_process_may_have_nothing_to_evaluate(parquet: Path):

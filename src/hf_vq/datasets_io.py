@@ -4,9 +4,10 @@ Whatever the source, a row keeps the user's columns, and its picture is an undec
 the column "image".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -96,13 +97,14 @@ def load_images(
     opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
     train = _choose(opened, train_split)
     validation = _choose(opened, validation_split) if validation_split else None
-    test = _choose(opened, test_split) if test_split else opened.get("test")
-    if validation is None and validation_size is None:
+    if validation is None and validation_size is None and train_split != "validation":
         validation = opened.get("validation")
+    unused = "test" not in (train_split, validation_split)
+    test = _choose(opened, test_split) if test_split else opened.get("test") if unused else None
     if validation is None and validation_size != 0:
         train, validation = (_hold_out_rows if as_table else _hold_out_files)(builder, train, validation_size)
-    rename = _rename_in_tables if isinstance(builder, Parquet) and not as_table else _rename
-    splits = [_undecoded(split, image_column, rename) if split else None for split in (train, validation, test)]
+    in_tables = isinstance(builder, Parquet) and not as_table
+    splits = [_undecoded(split, image_column, in_tables) if split else None for split in (train, validation, test)]
     return ImageSplits(*(_as_streams(*splits) if streaming and as_table else splits))
 
 
@@ -145,7 +147,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _lists_local_pictures(builder: DatasetBuilder) -> bool:
-    files = [str(file) for files in builder.config.data_files.values() for file in files]
+    files = chain.from_iterable((builder.config.data_files or {}).values())
     return isinstance(builder, ImageFolder) and not any("://" in file for file in files)
 
 
@@ -243,21 +245,15 @@ def _row_groups(file: str) -> list[int]:
     return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
 
-def _undecoded(
-    dataset: ImageDataset, column: str | None, rename: Callable[[ImageDataset, str], ImageDataset]
-) -> ImageDataset:
+def _undecoded(dataset: ImageDataset, column: str | None, in_tables: bool) -> ImageDataset:
     """The rows with their pictures in "image", as bytes or paths: they are decoded where batches are made."""
     if isinstance(dataset, IterableDataset) and dataset.features:
         dataset = dataset.decode(False)
     features = dataset.features or Features(dict.fromkeys(next(iter(dataset)), Value("binary")))
     column = _image_column(features, column)
     if column != "image":
-        dataset = rename(dataset, column)
+        dataset = _rename_in_tables(dataset, column) if in_tables else dataset.rename_column(column, "image")
     return dataset.cast_column("image", Image(decode=False))
-
-
-def _rename(dataset: ImageDataset, column: str) -> ImageDataset:
-    return dataset.rename_column(column, "image")
 
 
 def _rename_in_tables(stream: IterableDataset, column: str) -> IterableDataset:
@@ -294,8 +290,5 @@ def _can_hold_pictures(feature: Any) -> bool:
 def _as_streams(train: Dataset, *others: Dataset | None) -> list[IterableDataset | None]:
     # Folders list one class after the other, and a stream is shuffled in blocks: mix the training rows beforehand.
     mixed = train.select(np.random.default_rng(0).permutation(len(train)))
-    return [table and _as_stream(table) for table in (mixed, *others)]
-
-
-def _as_stream(table: Dataset) -> IterableDataset:
-    return _record(table.to_iterable_dataset(num_shards=min(64, len(table))), (), len(table))
+    streams = (table and table.to_iterable_dataset(num_shards=min(64, len(table))) for table in (mixed, *others))
+    return [stream and _record(stream, (), len(table)) for stream, table in zip(streams, (train, *others), strict=True)]

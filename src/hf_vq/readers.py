@@ -20,6 +20,7 @@ SHUFFLE_BLOCK = 2048
 """Rows of a stream that are shuffled among each other, next to the order of its shards."""
 
 _MAX_SHARDS = 1024
+_MAX_EMPTY_EPOCHS = 100
 _ROWS_AT_ONCE = 256
 
 
@@ -92,7 +93,7 @@ class TableReader:
         if self.seed is None:
             return position
         if epoch not in self._orders:
-            # A batch crosses the end of at most a few epochs; older orders are not needed again.
+            # Positions only grow, so that older orders are not needed again.
             self._orders = {old: order for old, order in self._orders.items() if old >= epoch - 1}
             self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.table))
         return int(self._orders[epoch][position])
@@ -111,8 +112,9 @@ class StreamReader:
         self.part = part
         self.seed = seed
         self.block_size = SHUFFLE_BLOCK
-        self.cursor = dict(cursor) if cursor else {"epoch": 0, "block": 0, "shard": 0, "row": 0, "taken": 0}
-        self._names = shard_names(stream)
+        self.cursor = dict(cursor) if cursor else _start_of_epoch(0)
+        names = shard_names(stream) or []
+        self._names = names if len(names) == _num_shards(stream) else None
         self._open_epoch()
 
     def take(self, count: int) -> list[Row]:
@@ -124,8 +126,7 @@ class StreamReader:
         return rows
 
     def where(self, row: Row) -> str:
-        known = self._names and self.stream.num_shards == _num_shards(self.stream)
-        return f"row {row.number} of {self._names[row.shard] if self._names and known else f'shard {row.shard}'}"
+        return f"row {row.number} of {self._names[row.shard] if self._names else f'shard {row.shard}'}"
 
     def _next_block(self) -> bool:
         shard, row = self._block_end
@@ -136,11 +137,13 @@ class StreamReader:
     def _next_epoch(self) -> bool:
         if self.seed is None:
             return False
-        self.cursor = {"epoch": self.cursor["epoch"] + 1, "block": 0, "shard": 0, "row": 0, "taken": 0}
-        self._open_epoch()
-        if not self._block:
-            raise ValueError(f"process {self.part.rank} of {self.part.world_size} gets no rows: use fewer processes")
-        return True
+        # Where shards are empty, a reader may get nothing in one epoch and something in the next.
+        for epoch in range(self.cursor["epoch"] + 1, self.cursor["epoch"] + 1 + _MAX_EMPTY_EPOCHS):
+            self.cursor = _start_of_epoch(epoch)
+            self._open_epoch()
+            if self._block:
+                return True
+        raise ValueError(f"process {self.part.rank} of {self.part.world_size} gets no rows: use fewer processes")
 
     def _open_epoch(self) -> None:
         order = np.arange(_num_shards(self.stream))
@@ -195,6 +198,10 @@ def open_reader(
     if isinstance(dataset, IterableDataset):
         return StreamReader(dataset, part, seed, cursor)
     return TableReader(dataset, part, batch_size, seed, cursor)
+
+
+def _start_of_epoch(epoch: int) -> Cursor:
+    return {"epoch": epoch, "block": 0, "shard": 0, "row": 0, "taken": 0}
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:

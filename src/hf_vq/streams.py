@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -262,6 +263,14 @@ class EvaluationBatches(_Batches):
             num_workers=num_workers,
             max_bad_examples=max_bad_examples,
         )
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images this process gets, the bad ones among them; None where the shares of a stream are unknown."""
+        total = num_examples(self.dataset)
+        if total is None or (isinstance(self.dataset, IterableDataset) and self.world_size > 1):
+            return None
+        return len(range(self.rank, total, self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         self._bad.clear()
