@@ -1,0 +1,157 @@
+"""The settings of a run: a YAML file, and flags on top of it.
+
+Every flag may stand in the file under its own name; the fields of the model's config stand under `model`.
+"""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hf_vq  # registers the model types
+import yaml
+from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
+
+from engine import EngineArguments
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
+TOKENIZERS = ("hf_sqvae", "hf_vqvae")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    task: str = field(default="tokenizer", metadata={"help": "What to train: `tokenizer`."})
+    model_type: str = field(default="hf_sqvae", metadata={"help": f"One of {', '.join(TOKENIZERS)}."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the model's config, e.g. '{codebook_size: 256, codebook_dim: 8}'."}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A saved model to fine-tune."})
+
+    def __post_init__(self) -> None:
+        for name, choices in (("task", ("tokenizer",)), ("model_type", TOKENIZERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset_name: str = field(
+        default="digits",
+        metadata={"help": "A Hub name, a local folder, `parquet` with data_files, or `digits`, which are built in."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    data_files: str | None = field(
+        default=None, metadata={"help": "Files: one pattern, or '{train: a-*.parquet, test: b.parquet}'."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by itself if alone."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "The split to watch while training."})
+    test_split: str | None = field(default=None, metadata={"help": "The split that is read once, at the end."})
+    validation_size: int | None = field(
+        default=None, metadata={"help": "Rows held out where there is no validation split: min(5000, a tenth)."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data while training."})
+    keep_in_memory: bool = field(default=False, metadata={"help": "Keep the data in memory instead of on disk."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where prepared data go."})
+    max_bad_examples: int = field(default=100, metadata={"help": "Undecodable images to skip before giving up."})
+
+
+class RunArguments(NamedTuple):
+    """All settings of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    engine: EngineArguments
+    model_fields: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything, for run.yaml."""
+        flat = asdict(self.model) | asdict(self.data) | asdict(self.engine)
+        del flat["config_overrides"]
+        return {"hf_vq": hf_vq.__version__, **flat, "model": self.model_fields}
+
+
+def parse(arguments: Sequence[str]) -> RunArguments:
+    """Reads the command line, and the file that --config names; without arguments, the embedded default.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one, or a value out of range.
+        SystemExit: from argparse, with its own message.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=None)
+    known, flags = first.parse_known_args(arguments)
+    path = known.config or (None if "--dataset_name" in flags or "--model_name_or_path" in flags else DEFAULT_CONFIG)
+    in_file = read_config(path) if path else {}
+    in_file_model = in_file.pop("model", None) or {}
+
+    groups = (ModelArguments, DataArguments, EngineArguments)
+    parser = HfArgumentParser(groups, allow_abbrev=False, description="Trains an image tokenizer.")
+    parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
+    check_names(in_file, [f.name for group in groups for f in fields(group)], f"setting in {path}")
+    # As flags in front of the real ones, the file's values are converted by the same parser.
+    model, data, engine, _ = parser.parse_args_into_dataclasses([*as_flags(in_file), *flags], look_for_args_file=False)
+    overrides = yaml.safe_load(model.config_overrides) if model.config_overrides else {}
+    if not isinstance(overrides, dict):
+        raise ValueError(f"config_overrides must be a mapping such as {{codebook_size: 256}}, got {overrides!r}")
+    model_fields = convert_fields(CONFIG_MAPPING[model.model_type], in_file_model | overrides)
+    if model.model_name_or_path and model_fields:
+        raise ValueError(
+            f"{model.model_name_or_path} brings its own config: drop {', '.join(model_fields)}, or model_name_or_path"
+        )
+    return RunArguments(model, data, engine, model_fields)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: --config takes a YAML file, such as {DEFAULT_CONFIG}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, and holds {type(content).__name__}")
+    return content
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """A mapping as command-line flags; null leaves the default."""
+    flags = []
+    for name, value in settings.items():
+        if value is not None:
+            text = (
+                yaml.safe_dump(value, default_flow_style=True, width=10**6) if isinstance(value, dict) else str(value)
+            )
+            flags += [f"--{name}", text.strip()]
+    return flags
+
+
+def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
+    """Raises a ValueError that suggests the nearest known name."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown {what}: {name}; {hint}")
+
+
+def convert_fields(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a model's config, numbers that YAML reads as strings (1e-4) converted, names and values checked."""
+    general = {f.name for f in fields(PreTrainedConfig)}
+    defaults = {f.name: f.default for f in fields(config_class) if f.name not in general}
+    check_names(given, list(defaults), f"field of the model {config_class.model_type}")
+    converted = {name: convert_number(value, defaults[name]) for name, value in given.items()}
+    config_class(**converted)
+    return converted
+
+
+def convert_number(value: Any, default: Any) -> Any:
+    """`value` as a number if it is a string and the default is a number."""
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    return type(default)(value) if is_number and isinstance(value, str) else value

@@ -1,0 +1,163 @@
+"""What the engine can be asked to train. A task joins data, model and judgement; the engine brings the loop."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8
+from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.pictures import save_code_usage, save_reconstructions
+from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, num_examples
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from engine import EngineArguments
+
+PICTURED = 32
+IMAGES_FOR_VARIANCE = 50_000
+
+
+@dataclass
+class ToPixelValues:
+    """Rows with a PIL image each to a batch of pixel_values."""
+
+    processor: VQImageProcessor
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        images = [row["image"] for row in rows]
+        return {"pixel_values": self.processor(images, return_tensors="pt").pixel_values}
+
+
+class TokenizerTask:
+    """Trains an image tokenizer.
+
+    Args:
+        splits: the data.
+        args: batch sizes, seed and loader workers.
+        model_type: `hf_vqvae` or `hf_sqvae`.
+        model_fields: fields of its config.
+        model_name_or_path: a saved model to fine-tune instead, with its processor.
+        max_bad_examples: undecodable images to pass over.
+    """
+
+    def __init__(
+        self,
+        splits: ImageSplits,
+        args: EngineArguments,
+        model_type: str,
+        model_fields: dict[str, Any],
+        model_name_or_path: str | None = None,
+        max_bad_examples: int = 100,
+    ) -> None:
+        self.splits, self.args = splits, args
+        self.model_type, self.model_fields = model_type, dict(model_fields)
+        self.model_name_or_path = model_name_or_path
+        self.max_bad_examples = max_bad_examples
+
+    @property
+    def num_train_examples(self) -> int | None:
+        """Images of the training split, None if nobody knows."""
+        return num_examples(self.splits.train)
+
+    @cached_property
+    def processor(self) -> VQImageProcessor:
+        """The saved model's, or one that fits the new model."""
+        if self.model_name_or_path:
+            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+        return VQImageProcessor.for_config(AutoConfig.for_model(self.model_type, **self.model_fields))
+
+    def build(self, total_steps: int) -> nn.Module:
+        """The model, its annealing spread over `total_steps`."""
+        if self.model_name_or_path:
+            return AutoModel.from_pretrained(self.model_name_or_path, dtype=torch.float32)
+        config = AutoConfig.for_model(self.model_type, **self.model_fields)
+        for name, value in self._planned_fields(total_steps).items():
+            if hasattr(config, name) and name not in self.model_fields:
+                setattr(config, name, value)
+        return AutoModel.from_config(config)
+
+    def _planned_fields(self, total_steps: int) -> dict[str, Any]:
+        """What a config does not say and the plan or the data tell."""
+        planned: dict[str, Any] = {"temperature_decay_steps": total_steps}
+        if self.args.gradient_accumulation_steps > 1:
+            planned["variance_update"] = "lagged"
+        if self.model_type == "hf_vqvae" and "data_variance" not in self.model_fields:
+            planned["data_variance"] = self._data_variance()
+        return planned
+
+    def _data_variance(self) -> float:
+        """Variance of pixel_values over the training set (over the first 50,000 images of a larger one)."""
+        count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for batch in self._batches(self.splits.train, rank=0, world_size=1):
+            values = batch["pixel_values"].double()
+            count, total, squares = count + values.numel(), total + values.sum(), squares + values.square().sum()
+            if count >= IMAGES_FOR_VARIANCE * values[0].numel():
+                break
+        return float(squares / count - (total / count) ** 2)
+
+    def train_batches(self, batch_size: int, rank: int, world_size: int) -> TrainBatches:
+        """Endless shuffled batches of pixel_values."""
+        return TrainBatches(
+            self.splits.train,
+            ToPixelValues(self.processor),
+            batch_size,
+            seed=self.args.seed,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.args.dataloader_num_workers,
+            max_bad_examples=self.max_bad_examples,
+        )
+
+    def _batches(self, dataset: Any, rank: int, world_size: int) -> EvaluationBatches:
+        return EvaluationBatches(
+            dataset,
+            ToPixelValues(self.processor),
+            self.args.per_device_eval_batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.args.dataloader_num_workers,
+            max_bad_examples=self.max_bad_examples,
+        )
+
+    def evaluate(self, model: nn.Module, run_dir: Path, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Numbers of the held-out images; pictures and code counts go to `run_dir`."""
+        if self.splits.validation is None:
+            return {}
+        batches = self._batches(self.splits.validation, accelerator.process_index, accelerator.num_processes)
+        result = evaluate(model, self.processor, batches)
+        if accelerator.is_main_process:
+            self._leave_pictures(model, run_dir, step, result)
+        return {name: value for name, value in result.metrics.items() if value is not None and name != "num_images"}
+
+    def _leave_pictures(self, model: nn.Module, run_dir: Path, step: int, result: Evaluation) -> None:
+        save_code_counts(run_dir / "codes.safetensors", step, result.code_counts)
+        save_code_usage(run_dir / "pictures" / f"step-{step:06d}-codes.png", result.code_counts)
+        pixel_values = self._first_held_out.to(next(model.parameters()).device)
+        decoded = model(pixel_values, return_loss=False).decoded_pixel_values
+        save_reconstructions(
+            run_dir / "pictures" / f"step-{step:06d}-reconstructions.png",
+            to_uint8(pixel_values, self.processor),
+            to_uint8(decoded, self.processor),
+            PICTURED,
+        )
+
+    @cached_property
+    def _first_held_out(self) -> Tensor:
+        batches = self._batches(self.splits.validation, rank=0, world_size=1)
+        return next(iter(batches))["pixel_values"][:PICTURED]
+
+    def save(self, model: nn.Module, run_dir: Path) -> None:
+        """Model and processor, as `from_pretrained` reads them."""
+        model.save_pretrained(run_dir)
+        self.processor.save_pretrained(run_dir)
+
+    def test(self, run_dir: Path, accelerator: Accelerator) -> Evaluation | None:
+        """The saved model on the whole test split, in all processes; None without one."""
+        if self.splits.test is None:
+            return None
+        model = AutoModel.from_pretrained(run_dir).to(accelerator.device)
+        batches = self._batches(self.splits.test, accelerator.process_index, accelerator.num_processes)
+        return evaluate(model, self.processor, batches, progress=accelerator.is_main_process)

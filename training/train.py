@@ -1,0 +1,108 @@
+"""Trains an image tokenizer on any images, and measures it on the test split.
+
+accelerate launch training/train.py                                       the embedded digits, no network
+accelerate launch training/train.py --config training/configs/sqvae_cifar10.yaml
+accelerate launch training/train.py --dataset_name path/to/pictures --output_dir output/mine
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator, PartialState
+from hf_vq.evaluation import Evaluation, write_evaluation
+from hf_vq.pictures import save_curves
+from hf_vq.streams import ImageSplits, load_images
+from huggingface_hub.errors import StrictDataclassError
+
+from arguments import DataArguments, RunArguments, parse
+from digits import load_digits_images
+from engine import fit, share_cores
+from tasks import TokenizerTask
+
+REPORTED = ("psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "images_per_second")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, tests, and says how to use the result."""
+    run = parse(arguments)
+    share_cores()
+    splits = open_data(run.data)
+    task = TokenizerTask(
+        splits,
+        run.engine,
+        run.model.model_type,
+        run.model_fields,
+        run.model.model_name_or_path,
+        run.data.max_bad_examples,
+    )
+    run_dir = fit(task, run.engine, run.settings)
+    accelerator = Accelerator()
+    result = task.test(run_dir, accelerator)
+    if accelerator.is_main_process:
+        save_curves(run_dir / "pictures" / "curves.png", run_dir / "metrics.jsonl")
+        if result is not None:
+            record_test(run_dir, result, run)
+        print(farewell(run_dir, result))
+    PartialState().destroy_process_group()
+
+
+def open_data(data: DataArguments) -> ImageSplits:
+    """The images that the settings name."""
+    if data.dataset_name == "digits":
+        return load_digits_images(data.validation_size)
+    files = yaml.safe_load(data.data_files) if data.data_files else None
+    return load_images(
+        data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        data_files=files,
+        revision=data.dataset_revision,
+        streaming=data.streaming,
+        image_column=data.image_column,
+        train_split=data.train_split,
+        validation_split=data.validation_split,
+        test_split=data.test_split,
+        validation_size=data.validation_size,
+        keep_in_memory=data.keep_in_memory,
+        cache_dir=data.cache_dir,
+    )
+
+
+def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
+    """Writes evaluation.json: the numbers, and what they were measured on."""
+    recorded = yaml.safe_load((run_dir / "run.yaml").read_text(encoding="utf-8"))
+    write_evaluation(
+        run_dir / "evaluation.json",
+        result,
+        dataset_name=run.data.dataset_name,
+        data_files=run.data.data_files,
+        split=run.data.test_split or "test",
+        seed=run.engine.seed,
+        git_commit=recorded["git_commit"],
+        machine=recorded["machine"],
+    )
+
+
+def farewell(run_dir: Path, result: Evaluation | None) -> str:
+    """What a person wants to know when training ends."""
+    lines = ["", f"The model is in {run_dir}, with pictures of its work in {run_dir / 'pictures'}."]
+    if result is not None:
+        shown: dict[str, Any] = {name: result.metrics[name] for name in REPORTED}
+        lines += [f"Test images: {result.metrics['num_images']:,}"]
+        lines += [f"  {name:18} {'-' if value is None else format(value, ',.5g')}" for name, value in shown.items()]
+    lines += [
+        "Use it:",
+        "    from hf_vq import ImageTokenizer",
+        f'    tokenizer = ImageTokenizer.from_pretrained("{run_dir}")',
+        '    ids = tokenizer.encode("picture.png"); image = tokenizer.decode(ids)',
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, StrictDataclassError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
