@@ -5,6 +5,8 @@ import unittest
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import transformers_suite
@@ -89,6 +91,8 @@ class GradientVQVAETest(AutoencoderSuite, unittest.TestCase):
 class EMAVQVAETest(AutoencoderSuite, unittest.TestCase):
     model_class, config_class = VQVAEModel, VQVAEConfig
     settings = {"quantizer": "ema"}
+    # Before 5.22 the tests ask a gradient of every parameter, and the codebook moves by averages.
+    test_all_params_have_gradient = False
 
 
 class GaussianSQVAETest(AutoencoderSuite, unittest.TestCase):
@@ -110,3 +114,7 @@ class AuthorsSQVAETest(AutoencoderSuite, unittest.TestCase):
         "variance_form": "sum",
         "variance_update": "learned",
     }
+
+    @unittest.skipIf(Version(transformers.__version__) < Version("5.21"), "holds that counters of batches are cast too")
+    def test_keep_in_fp32_modules(self) -> None:
+        super().test_keep_in_fp32_modules()
