@@ -1,5 +1,6 @@
 """What others build on: a name that goes, or comes, does so on purpose."""
 
+import os
 import subprocess
 import sys
 
@@ -44,12 +45,14 @@ def test_importing_registers_the_auto_classes(model_type: str, config: str, mode
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_vq.VQImageProcessor
 
 
-def test_importing_is_light():
+def test_importing_is_light(repository):
     # Pictures and data sets are for those who train and evaluate; who only loads a model does not wait for them.
     heavy = "{'datasets', 'matplotlib', 'torchdata'}"
     command = f"import sys, hf_vq; print(sorted({heavy} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout
-    assert loaded.strip() == "[]"
+    environment = os.environ | {"PYTHONPATH": str(repository / "src")}
+    ran = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"
 
 
 def test_the_version_is_that_of_the_distribution(repository):
