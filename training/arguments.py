@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hf_vq  # registers the model types
 import yaml
 from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
 
+import hf_vq  # registers the model types
 from engine import EngineArguments
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"

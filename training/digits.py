@@ -4,8 +4,9 @@ import io
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
-from hf_vq.streams import ImageSplits
 from PIL import Image as PILImage
+
+from hf_vq.streams import ImageSplits
 
 TEST_SIZE = 360
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8
-from hf_vq.models.image_processing_vq import VQImageProcessor
-from hf_vq.pictures import save_code_usage, save_reconstructions
-from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, num_examples
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from engine import EngineArguments
+from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8
+from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.pictures import save_code_usage, save_reconstructions
+from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, num_examples
 
 PICTURED = 32
 IMAGES_FOR_VARIANCE = 50_000

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator, PartialState
-from hf_vq.evaluation import Evaluation, write_evaluation
-from hf_vq.pictures import save_curves
-from hf_vq.streams import ImageSplits, load_images
 from huggingface_hub.errors import StrictDataclassError
 
 from arguments import DataArguments, RunArguments, parse
 from digits import load_digits_images
 from engine import fit, share_cores
+from hf_vq.evaluation import Evaluation, write_evaluation
+from hf_vq.pictures import save_curves
+from hf_vq.streams import ImageSplits, load_images
 from tasks import TokenizerTask
 
 REPORTED = ("psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "images_per_second")

@@ -1,6 +1,6 @@
 """The convolutional body: an encoder from images to latents and a decoder back.
 
-By config alone it is the default net (residual, group norm, SiLU, no batch statistics), the SQ-VAE authors' CIFAR-10 net
+By config alone it is the default net (residual, group norm, SiLU, no batch statistics), the SQ-VAE authors' CIFAR net
 (arXiv 2205.07547) or the van den Oord / Sonnet net (arXiv 1711.00937).
 """
 
