@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     in_file_model = in_file.pop("model", None) or {}
 
     groups = (ModelArguments, DataArguments, EngineArguments)
-    parser = HfArgumentParser(groups, allow_abbrev=False, description="Trains an image tokenizer.")
+    parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains an image tokenizer.")  # type: ignore[arg-type]  # its NewType fits no class
     parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
     check_names(in_file, [f.name for group in groups for f in fields(group)], f"setting in {path}")
     # As flags in front of the real ones, the file's values are converted by the same parser.

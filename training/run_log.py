@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "torchdata", "safetensors", "numpy", "pillow")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "pillow")
 
 FREE_SETTINGS = frozenset(
     {

@@ -149,7 +149,7 @@ class TokenizerTask:
         batches = self._batches(self.splits.validation, rank=0, world_size=1)
         return next(iter(batches))["pixel_values"][:PICTURED]
 
-    def save(self, model: nn.Module, run_dir: Path) -> None:
+    def save(self, model: Any, run_dir: Path) -> None:
         """Model and processor, as `from_pretrained` reads them."""
         model.save_pretrained(run_dir)
         self.processor.save_pretrained(run_dir)

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_vq.canonical import canonical
 from hf_vq.features import FeatureNetwork
 from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
 
@@ -73,7 +73,7 @@ def evaluate(
     device = next(network.parameters()).device
     totals = _Totals(network.config, processor, device, fd_model)
     start = time.perf_counter()
-    with _evaluation_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with canonical(network):
         for batch in _with_progress(batches, progress):
             pixel_values = batch["pixel_values"].to(device, torch.float32, non_blocking=True)
             # The class's own forward: Accelerate puts one on the instance that turns autocast on.
@@ -207,18 +207,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _float32(model: nn.Module) -> nn.Module:
     narrow = any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
     return copy.deepcopy(model).float() if narrow else model
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Part by part, because a part may have been frozen in evaluation mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _with_progress(batches: Iterable[dict[str, Tensor]], progress: bool) -> Iterator[dict[str, Tensor]]:

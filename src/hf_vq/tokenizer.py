@@ -7,7 +7,6 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel, BatchEncoding
 from transformers.utils import TensorType
 from transformers.utils.logging import tqdm
 
+from hf_vq.canonical import canonical
 from hf_vq.token_grids import broadcast_grids, depth, on_grid, to_encoding, to_ids
 
 __all__ = ["ImageTokenizer"]
@@ -113,7 +113,7 @@ class ImageTokenizer:
         tokens: dict[int, Tensor] = {}
         images = _as_iterable(images)
         total = len(images) if hasattr(images, "__len__") else None
-        with _canonical(self.model), _bar("encode", total) as bar:
+        with canonical(self.model), _bar("encode", total) as bar:
             for indices, pixel_values in self._pixel_batches(images, batch_size, kwargs):
                 encoded = self.model.encode(pixel_values.to(self.model.device)).image_tokens.cpu()
                 tokens.update(zip(indices, encoded, strict=True))
@@ -157,7 +157,7 @@ class ImageTokenizer:
             for index, (row, grid) in enumerate(zip(rows, grids, strict=True))
         ]
         images: dict[int, Image.Image] = {}
-        with _canonical(self.model), _bar("decode", len(tokens)) as bar:
+        with canonical(self.model), _bar("decode", len(tokens)) as bar:
             for indices, batch in _batches_by_shape(enumerate(tokens), batch_size):
                 decoded = self.model.decode(batch.to(self.model.device)).pixel_values
                 images.update(zip(indices, self.processor.postprocess(decoded), strict=True))
@@ -213,20 +213,6 @@ class ImageTokenizer:
             if start:
                 error.add_note(f"Images are counted from number {start} of this call.")
             raise
-
-
-@contextmanager
-def _canonical(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without autocast or gradients; afterwards the model is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    device: Any = model.device
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _bar(name: str, total: int | None) -> Any:

@@ -5,78 +5,26 @@ Representations, in the order in which they arise (B images, C channels, D code 
     -> quantized (B, D, h, w) -> reconstruction (B, C, H, W), the mean of p(x | image_tokens).
 """
 
-import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .autoencoder_outputs import AutoencoderDecoderOutput, AutoencoderEncoderOutput, AutoencoderOutput
 from .configuration_autoencoder import AutoencoderConfig
 from .convolutional_body import Decoder, Encoder, ResidualBlock
+from .fingerprints import token_fingerprint
+from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
 
 INITIAL_OBSERVATION_VARIANCE = 0.25
 FORWARDS_BEFORE_WARNING = 100
-
-
-@dataclass
-class AutoencoderEncoderOutput(ModelOutput):
-    r"""What `encode` returns.
-
-    Args:
-        image_tokens (`torch.LongTensor` of shape `(B, h, w)`): codes in [0, K); the deterministic ones unless sampled.
-        last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): the latents, before quantization.
-        quantized_last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): what the decoder gets.
-        embedding_loss (`torch.FloatTensor` of shape `()`): the quantizer's part of the loss, if asked for.
-        perplexity (`torch.FloatTensor` of shape `()`): of this batch's image_tokens, if the loss is asked for.
-    """
-
-    image_tokens: torch.LongTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    quantized_last_hidden_state: torch.FloatTensor | None = None
-    embedding_loss: torch.FloatTensor | None = None
-    perplexity: torch.FloatTensor | None = None
-
-
-@dataclass
-class AutoencoderDecoderOutput(ModelOutput):
-    r"""What `decode` returns.
-
-    Args:
-        pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): the reconstruction, in the range of pixel_values.
-    """
-
-    pixel_values: torch.FloatTensor | None = None
-
-
-@dataclass
-class AutoencoderOutput(ModelOutput):
-    r"""What `forward` returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): reconstruction_loss + embedding_loss.
-        decoded_pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): the reconstruction.
-        image_tokens (`torch.LongTensor` of shape `(B, h, w)`): the deterministic codes, in training too.
-        reconstruction_loss (`torch.FloatTensor` of shape `()`): the decoder's part of the loss.
-        embedding_loss (`torch.FloatTensor` of shape `()`): the quantizer's part of the loss.
-        perplexity (`torch.FloatTensor` of shape `()`): exp(entropy) of this batch's image_tokens; for the log only.
-        hidden_states (`tuple(torch.FloatTensor)`): outputs of the residual blocks, if asked for.
-    """
-
-    loss: torch.FloatTensor | None = None
-    decoded_pixel_values: torch.FloatTensor | None = None
-    image_tokens: torch.LongTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    embedding_loss: torch.FloatTensor | None = None
-    perplexity: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 class AutoencoderPreTrainedModel(PreTrainedModel):
@@ -85,12 +33,12 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
     config: AutoencoderConfig
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ("ResidualBlock",)
+    _no_split_modules = ["ResidualBlock"]
     _can_record_outputs = {"hidden_states": ResidualBlock}
-    _keep_in_fp32_modules_strict = ("quantizer", "observation_variance", "pending_error")
+    _keep_in_fp32_modules_strict = ["quantizer", "observation_variance", "pending_error"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,15 +64,14 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         else:
             init.normal_(module.weight, std=self.config.initializer_range)
-        init.zeros_(module.bias)
+        if module.bias is not None:
+            init.zeros_(module.bias)
 
     def _init_norm(self, module: nn.GroupNorm | nn.BatchNorm2d) -> None:
         init.normal_(module.weight, mean=1.0, std=self.config.initializer_range or 0.0)
         init.zeros_(module.bias)
-        if isinstance(module, nn.BatchNorm2d):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+        for name, buffer in module.named_buffers():
+            init.constant_(buffer, 1.0 if name == "running_var" else 0.0)
 
 
 INITIAL_SCALARS = {
@@ -143,10 +90,13 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             not saved.
     """
 
+    observation_variance: Tensor
+    pending_error: Tensor
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.quantizer = self.make_quantizer(config)
+        self.quantizer = self.make_quantizer()
         self.decoder = Decoder(config)
         variance = torch.tensor(INITIAL_OBSERVATION_VARIANCE, dtype=torch.float32)
         self.register_buffer("observation_variance", variance)
@@ -155,7 +105,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self._ddp_params_and_buffers_to_ignore = ["pending_error", *(f"quantizer.{name}" for name in ignored)]
         self._forwards_since_step = 0
 
-    def make_quantizer(self, config: AutoencoderConfig) -> Quantizer:
+    def make_quantizer(self) -> Quantizer:
         """The family's quantizer."""
         raise NotImplementedError
 
@@ -172,7 +122,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         """The codebook."""
         return self.quantizer.codebook
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]  # any module, upstream
         """Replaces the codebook."""
         self.quantizer.codebook = value
 
@@ -217,12 +167,12 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         """
         if (image_tokens is None) == (quantized_last_hidden_state is None):
             raise ValueError("decode takes either image_tokens or quantized_last_hidden_state, and just one of them")
-        if quantized_last_hidden_state is None:
+        if image_tokens is not None:
             quantized_last_hidden_state = self.quantizer.lookup(self._on_grid(image_tokens))
         return AutoencoderDecoderOutput(self.decoder(quantized_last_hidden_state.to(self._body_dtype)))
 
     @capture_outputs
-    def forward(self, pixel_values: Tensor, return_loss: bool = True, **kwargs) -> AutoencoderOutput:
+    def forward(self, pixel_values: Tensor, return_loss: bool = True, **kwargs: Any) -> AutoencoderOutput:
         """Encodes, decodes and compares.
 
         Args:
@@ -248,19 +198,14 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
     def log_prob(self, pixel_values: Tensor, image_tokens: Tensor) -> Tensor:
         """log P(8-bit image | image_tokens) in nats, (B,): the Gaussian integrated over each value's bin.
 
-        The Gaussian has the reconstruction as its mean and `observation_variance` as its variance. The bins of 0 and
-        255 reach to infinity, so that the 256 probabilities of an element sum to one.
+        The Gaussian has the reconstruction as its mean and `observation_variance` as its variance.
 
         Args:
             pixel_values: (B, C, H, W), multiples of 2/255 from -1.
             image_tokens: (B, h, w), or flat for the model's own grid.
         """
-        mean = self.decode(image_tokens).pixel_values.double()
-        values = pixel_values.double()
-        scale = self.observation_variance.double().sqrt()
-        lower = torch.where(values < -1 + 1 / 255, -math.inf, (values - 1 / 255 - mean) / scale)
-        upper = torch.where(values > 1 - 1 / 255, math.inf, (values + 1 / 255 - mean) / scale)
-        return log_normal_mass(lower, upper).flatten(1).sum(1)
+        mean = self.decode(image_tokens).pixel_values
+        return gaussian_log_prob(pixel_values, mean, self.observation_variance)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -273,23 +218,11 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self._forwards_since_step = 0
 
     def fingerprint(self) -> str:
-        """sha256 of what determines the tokens: encoder and quantizer parameters and BatchNorm statistics, in bfloat16.
+        """sha256 of what determines the tokens, 64 hexadecimal digits.
 
-        A new decoder, and every count, counter or temperature, leaves it unchanged.
+        A new decoder, another dtype, and every count, counter or temperature leave it unchanged.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._token_state()):
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            narrow = tensor.detach().cpu().to(torch.bfloat16).reshape(-1)
-            digest.update(narrow.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _token_state(self) -> Iterator[tuple[str, Tensor]]:
-        for part in ("encoder", "quantizer"):
-            yield from getattr(self, part).named_parameters(prefix=part)
-        for name, buffer in self.encoder.named_buffers(prefix="encoder"):
-            if name.endswith(("running_mean", "running_var")):
-                yield name, buffer
+        return token_fingerprint(self.encoder, self.quantizer)
 
     @property
     def _body_dtype(self) -> torch.dtype:
@@ -358,13 +291,4 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         return super()._apply(keep_float32(fn), recurse=False)
 
 
-def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Phi(upper) - Phi(lower)) of the standard normal, for lower < upper, without cancellation in the tails."""
-    # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): the tail below zero is the one with digits to spare.
-    flip = lower > 0
-    lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    log_upper = torch.special.log_ndtr(upper)
-    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
-
-
-__all__ = ["AutoencoderDecoderOutput", "AutoencoderEncoderOutput", "AutoencoderModel", "AutoencoderOutput"]
+__all__ = ["AutoencoderModel", "AutoencoderPreTrainedModel"]

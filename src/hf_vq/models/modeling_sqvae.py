@@ -32,8 +32,9 @@ class SQVAEModel(AutoencoderModel):
             self.log_observation_variance = nn.Parameter(torch.zeros(()))
         self.post_init()
 
-    def make_quantizer(self, config: SQVAEConfig) -> Quantizer:
+    def make_quantizer(self) -> Quantizer:
         """The Gaussian quantizer with its variance and temperature."""
+        config = self.config
         return GaussianQuantizer(
             config.codebook_size,
             config.codebook_dim,

@@ -30,8 +30,9 @@ class VQVAEModel(AutoencoderModel):
         """Codes U(-1/K, 1/K): among codes nearer to zero than the latents, the direction of a latent decides."""
         init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
 
-    def make_quantizer(self, config: VQVAEConfig) -> Quantizer:
+    def make_quantizer(self) -> Quantizer:
         """The quantizer that `config.quantizer` names."""
+        config = self.config
         shared = (config.codebook_size, config.codebook_dim, config.commitment_weight)
         if config.quantizer == "gradient":
             return VectorQuantizer(*shared)

@@ -229,6 +229,10 @@ class EMAVectorQuantizer(VectorQuantizer):
         pending_counts (K,), pending_sums (K, D): of the forwards since the last `step`; not saved.
     """
 
+    cluster_size: Tensor
+    pending_counts: Tensor
+    pending_sums: Tensor
+
     def __init__(self, codebook_size: int, codebook_dim: int, commitment_weight: float, decay: float) -> None:
         super().__init__(codebook_size, codebook_dim, commitment_weight)
         self.decay = decay
@@ -295,6 +299,8 @@ class AnnealedTemperature(nn.Module):
     Buffers:
         steps (): optimizer steps taken; float, since dtype casts of a kept-in-float32 module reach integers too.
     """
+
+    steps: Tensor
 
     def __init__(self, start: float, end: float, decay_steps: int) -> None:
         super().__init__()

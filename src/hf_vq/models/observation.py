@@ -1,0 +1,34 @@
+"""Distributions of an 8-bit image given its tokens."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log P(8-bit image) in nats, (B,): a Gaussian per element, integrated over each value's bin.
+
+    The bins of 0 and 255 reach to infinity, so that the 256 probabilities of an element sum to one.
+
+    Args:
+        pixel_values: (B, C, H, W), multiples of 2/255 from -1 to 1.
+        mean: (B, C, H, W), in the same units.
+        variance: (), in the same units squared.
+    """
+    values, mean, scale = pixel_values.double(), mean.double(), variance.double().sqrt()
+    lower = torch.where(values < -1 + 1 / 255, -math.inf, (values - 1 / 255 - mean) / scale)
+    upper = torch.where(values > 1 - 1 / 255, math.inf, (values + 1 / 255 - mean) / scale)
+    return log_normal_mass(lower, upper).flatten(1).sum(1)
+
+
+def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """log(Phi(upper) - Phi(lower)) of the standard normal, for lower < upper, without cancellation in the tails."""
+    # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): the tail below zero is the one with digits to spare.
+    flip = lower > 0
+    lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_upper = torch.special.log_ndtr(upper)
+    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
+
+
+__all__ = ["gaussian_log_prob"]
