@@ -38,7 +38,7 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["ResidualBlock"]
     _can_record_outputs = {"hidden_states": ResidualBlock}
-    _keep_in_fp32_modules_strict = ["quantizer", "observation_variance", "pending_error"]
+    _keep_in_fp32_modules_strict = ["quantizer", "observation_variance"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,14 +185,19 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         """
         encoded = self.encode(pixel_values, return_loss=return_loss)
         decoded = self.decode(quantized_last_hidden_state=encoded.quantized_last_hidden_state).pixel_values
-        output = AutoencoderOutput(decoded_pixel_values=decoded, image_tokens=encoded.image_tokens)
+        loss = reconstruction_loss = None
         if return_loss:
             error = self._squared_error(pixel_values, decoded)
-            output["reconstruction_loss"] = self.reconstruction_loss(error, pixel_values[0].numel())
-            output["embedding_loss"] = encoded.embedding_loss
-            output["loss"] = output.reconstruction_loss + encoded.embedding_loss
-            output["perplexity"] = encoded.perplexity
-        return output
+            reconstruction_loss = self.reconstruction_loss(error, pixel_values[0].numel())
+            loss = reconstruction_loss + encoded.embedding_loss
+        return AutoencoderOutput(
+            loss=loss,
+            decoded_pixel_values=decoded,
+            image_tokens=encoded.image_tokens,
+            reconstruction_loss=reconstruction_loss,
+            embedding_loss=encoded.embedding_loss,
+            perplexity=encoded.perplexity,
+        )
 
     @torch.no_grad()
     def log_prob(self, pixel_values: Tensor, image_tokens: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class SQVAEModel(AutoencoderModel):
         super().__init__(config)
         if config.variance_update == "learned":
             self.log_observation_variance = nn.Parameter(torch.zeros(()))
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, "log_observation_variance"]
         self.post_init()
 
     def make_quantizer(self) -> Quantizer:
