@@ -53,7 +53,9 @@ class DataArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by itself if alone."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     validation_split: str | None = field(default=None, metadata={"help": "The split to watch while training."})
-    test_split: str | None = field(default=None, metadata={"help": "The split that is read once, at the end."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "The split that is read once, at the end; `none` for no test."}
+    )
     validation_size: int | None = field(
         default=None, metadata={"help": "Rows held out where there is no validation split: min(5000, a tenth)."}
     )

@@ -54,7 +54,8 @@ def open_data(data: DataArguments) -> ImageSplits:
     if data.dataset_name == "digits":
         return load_digits_images(data.validation_size)
     files = yaml.safe_load(data.data_files) if data.data_files else None
-    return load_images(
+    untested = data.test_split == "none"
+    splits = load_images(
         data.dataset_name,
         dataset_config_name=data.dataset_config_name,
         data_files=files,
@@ -63,11 +64,12 @@ def open_data(data: DataArguments) -> ImageSplits:
         image_column=data.image_column,
         train_split=data.train_split,
         validation_split=data.validation_split,
-        test_split=data.test_split,
+        test_split=None if untested else data.test_split,
         validation_size=data.validation_size,
         keep_in_memory=data.keep_in_memory,
         cache_dir=data.cache_dir,
     )
+    return splits._replace(test=None) if untested else splits
 
 
 def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
