@@ -80,6 +80,7 @@ def test_canonical_tokens_differ_from_the_cpus_in_near_ties_only(make):
     assert ((second - best) / second < 1e-4).all()
 
 
+@pytest.mark.uninitialised_memory
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("make", FAMILIES)
 def test_bf16_training_learns(make, compiled):
@@ -87,16 +88,17 @@ def test_bf16_training_learns(make, compiled):
     model = make().train().cuda()
     forward = torch.compile(model, fullgraph=True) if compiled else model
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    images, losses = pixels(32).cuda(), []
-    for _ in range(30):
+    images = torch.nn.functional.interpolate(pixels(32)[:, :, :2, :2], size=32).cuda()
+    errors = []
+    for _ in range(60):
         with torch.autocast("cuda", torch.bfloat16):
-            loss = forward(images).loss
-        loss.backward()
+            output = forward(images)
+        output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         model.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+        errors.append((output.decoded_pixel_values.float() - images).square().mean().item())
+    assert errors[-1] < 0.8 * errors[0]
     assert model.quantizer.codebook.weight.dtype == torch.float32
 
 

@@ -68,8 +68,8 @@ def rate_of_training(flags: list[str], dataset_name: str, workers: int) -> float
         extra += ["--dataloader_num_workers", str(workers), "--logging_steps", str(WARM_UP_STEPS)]
         launch(TRAINING / "train.py", *flags, *extra, "--validation_size", "0", "--test_split", "none")
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    measured = [line for line in lines if line["step"] > WARM_UP_STEPS]
-    return statistics.harmonic_mean([line["images_per_second"] for line in measured])
+    rates = [line["images_per_second"] for line in lines if "loss" in line and line["step"] > WARM_UP_STEPS]
+    return statistics.harmonic_mean(rates)
 
 
 def bare_loop(flags: list[str]) -> float:
