@@ -1,0 +1,205 @@
+"""Saved and loaded: every tensor as it was, in the precision it needs, with the package and without it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, make_images, make_model
+from transformers import AutoImageProcessor, AutoModel
+
+from hf_vq import VQImageProcessor
+from hf_vq.models.modeling_autoencoder import AutoencoderModel
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def trained(family: str, **settings: object) -> AutoencoderModel:
+    """A model whose every state has moved, with nothing pending."""
+    model = make_model(family, temperature_decay_steps=10, **settings) if "gaussian" in family else make_model(family)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    for seed in range(3):
+        optimizer.zero_grad()
+        model(make_images(4, seed=seed)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.step()
+    return model.eval()
+
+
+def tensors(model: AutoencoderModel) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that are not saved too."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@every_family
+def test_every_tensor_survives(family: str, tmp_path: Path):
+    saved = trained(family)
+    saved.save_pretrained(tmp_path)
+    loaded, information = type(saved).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(information.values()), information
+    assert not loaded.training
+    assert tensors(loaded).keys() == tensors(saved).keys()
+    for name, tensor in tensors(saved).items():
+        assert torch.equal(tensors(loaded)[name], tensor), name
+        assert tensors(loaded)[name].dtype == tensor.dtype, name
+    images = make_images(3)
+    assert torch.equal(loaded(images).loss, saved(images).loss)
+    assert loaded.fingerprint() == saved.fingerprint()
+
+
+@every_family
+def test_a_new_model_has_no_uninitialised_memory(family: str):
+    model_class, config_class, settings = FAMILIES[family]
+    with torch.device("meta"):
+        model = model_class(config_class(**settings))
+    model = model.to_empty(device="cpu")
+    assert model.observation_variance.isnan()
+    # What from_pretrained does for each tensor that a checkpoint lacks.
+    for module in model.modules():
+        model._init_weights(module)
+    for name, tensor in tensors(model).items():
+        assert tensor.isfinite().all(), name
+    assert model.observation_variance == 0.25
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loading_in_half_precision_leaves_the_quantizer(family: str, dtype: torch.dtype, tmp_path: Path):
+    saved = trained(family)
+    saved.save_pretrained(tmp_path)
+    loaded = type(saved).from_pretrained(tmp_path, dtype=dtype)
+    for name, tensor in tensors(saved).items():
+        body = name.startswith(("encoder.", "decoder."))
+        assert tensors(loaded)[name].dtype == (dtype if body else torch.float32), name
+        if not body:
+            assert torch.equal(tensors(loaded)[name], tensor), name
+    output = loaded(make_images(2))
+    assert output.decoded_pixel_values.dtype == dtype and output.loss.dtype == torch.float32
+    decoded = loaded.decode(loaded.encode(make_images(2)).image_tokens).pixel_values
+    assert torch.equal(decoded, output.decoded_pixel_values)
+
+
+def test_the_temperature_goes_on_where_it_was(tmp_path: Path):
+    saved = trained("gaussian", temperature_start=1.0, temperature_end=0.1)
+    saved.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert saved.quantizer.temperature().item() == pytest.approx(0.1**0.3)
+    for _ in range(2):
+        assert torch.equal(loaded.quantizer.temperature(), saved.quantizer.temperature())
+        loaded.step()
+        saved.step()
+
+
+def save_all(folder: Path) -> dict[str, Path]:
+    """One repository per family."""
+    paths = {}
+    for family in FAMILIES:
+        paths[family] = folder / family
+        model = trained(family)
+        model.save_pretrained(paths[family])
+        VQImageProcessor.for_config(model.config).save_pretrained(paths[family])
+    return paths
+
+
+def picture() -> torch.Tensor:
+    """A uint8 picture (H, W, C) that the processor has to resize and crop."""
+    return torch.randint(0, 256, (30, 41, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+
+
+WITHOUT_PACKAGE = """
+import importlib.abc, pathlib, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_vq":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+blocker = Blocker()
+sys.meta_path.insert(0, blocker)
+try:
+    import hf_vq
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("hf_vq can be imported")
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+folder, source = map(pathlib.Path, sys.argv[1:])
+picture = load_file(folder / "picture.safetensors")["picture"].numpy()
+paths = sorted(path for path in folder.iterdir() if path.is_dir())
+models = {path.name: AutoModel.from_pretrained(path, trust_remote_code=True) for path in paths}
+results = {}
+
+def run():
+    for path in paths:
+        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+        pixel_values = processor(picture, return_tensors="pt").pixel_values
+        encoded = models[path.name].encode(pixel_values)
+        decoded = models[path.name].decode(encoded.image_tokens)
+        results[f"{path.name}.tokens"] = encoded.image_tokens
+        results[f"{path.name}.pixels"] = decoded.pixel_values.contiguous()
+        assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+        assert type(models[path.name]).__module__.startswith("transformers_modules."), type(models[path.name])
+
+with torch.no_grad():
+    run()
+    assert "hf_vq" not in sys.modules
+    sys.meta_path.remove(blocker)
+    sys.path.insert(0, str(source))
+    import hf_vq
+    local = AutoModel.from_pretrained(paths[0])
+    assert type(local).__module__.startswith("hf_vq.")
+for model in (local, *models.values()):
+    model.train()(torch.rand(2, 3, 8, 8)).loss.backward()
+    model.step()
+save_file(results, folder / "results.safetensors")
+"""
+
+
+def test_remote_code_gives_the_same_tokens_where_the_package_cannot_be_imported(tmp_path: Path, repository: Path):
+    paths = save_all(tmp_path)
+    save_file({"picture": picture()}, tmp_path / "picture.safetensors")
+    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE, str(tmp_path), str(repository / "src")]
+    ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ran.returncode == 0, ran.stderr
+    results = load_file(tmp_path / "results.safetensors")
+    for family, path in paths.items():
+        model, processor = AutoModel.from_pretrained(path), AutoImageProcessor.from_pretrained(path)
+        assert type(model) is FAMILIES[family][0] and type(processor) is VQImageProcessor
+        encoded = model.encode(processor(picture().numpy(), return_tensors="pt").pixel_values)
+        assert torch.equal(results[f"{family}.tokens"], encoded.image_tokens)
+        torch.testing.assert_close(
+            results[f"{family}.pixels"], model.decode(encoded.image_tokens).pixel_values.detach()
+        )
+
+
+TWO_COPIES = """
+import importlib.util, sys
+import torch
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, sys.argv[1])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+first, second = load("first_copy.quantizers"), load("second_copy.quantizers")
+for name in ("nearest_code", "count_codes"):
+    ops = {str(op._opoverload): op for op in (getattr(first, name), getattr(second, name))}
+    # A name that is registered again frees the operator that the first copy still calls.
+    assert len(ops) == len({id(op) for op in (getattr(first, name), getattr(second, name))}), ops
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="a second copy registers its operators under the names of the first")
+def test_copies_of_the_code_do_not_take_each_others_operators(repository: Path):
+    path = repository / "src" / "hf_vq" / "models" / "quantizers.py"
+    ran = subprocess.run([sys.executable, "-c", TWO_COPIES, str(path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
