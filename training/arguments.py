@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
@@ -89,21 +89,26 @@ def parse(arguments: Sequence[str]) -> RunArguments:
         SystemExit: from argparse, with its own message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=None)
-    known, flags = first.parse_known_args(arguments)
-    path = known.config or (None if "--dataset_name" in flags or "--model_name_or_path" in flags else DEFAULT_CONFIG)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--dataset_name", "--dataset-name")
+    first.add_argument("--model_name_or_path", "--model-name-or-path")
+    known, _ = first.parse_known_args(arguments)
+    names_something = known.dataset_name or known.model_name_or_path
+    path = known.config or (None if names_something else DEFAULT_CONFIG)
     in_file = read_config(path) if path else {}
-    in_file_model = in_file.pop("model", None) or {}
+    in_file_model = as_mapping(in_file.pop("model", None), f"model in {path}")
 
     groups = (ModelArguments, DataArguments, EngineArguments)
+    names = [f.name for group in groups for f in fields(group)]
     parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains an image tokenizer.")  # type: ignore[arg-type]  # its NewType fits no class
     parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
-    check_names(in_file, [f.name for group in groups for f in fields(group)], f"setting in {path}")
+    check_names(in_file, names, f"setting in {path}")
     # As flags in front of the real ones, the file's values are converted by the same parser.
-    model, data, engine, _ = parser.parse_args_into_dataclasses([*as_flags(in_file), *flags], look_for_args_file=False)
-    overrides = yaml.safe_load(model.config_overrides) if model.config_overrides else {}
-    if not isinstance(overrides, dict):
-        raise ValueError(f"config_overrides must be a mapping such as {{codebook_size: 256}}, got {overrides!r}")
+    model, data, engine, *_, stray = parser.parse_args_into_dataclasses(
+        [*as_flags(in_file), *arguments], look_for_args_file=False, return_remaining_strings=True
+    )
+    check_names((word.partition("=")[0] for word in stray), [f"--{name}" for name in names], "flag")
+    overrides = as_mapping(read_yaml(model.config_overrides or "", "config_overrides"), "config_overrides")
     model_fields = convert_fields(CONFIG_MAPPING[model.model_type], in_file_model | overrides)
     if model.model_name_or_path and model_fields:
         raise ValueError(
@@ -116,21 +121,36 @@ def read_config(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: --config takes a YAML file, such as {DEFAULT_CONFIG}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, and holds {type(content).__name__}")
     return content
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """What a YAML text says; `where` names it in the ValueError that a text of another kind raises."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {error}") from error
+
+
+def as_mapping(value: Any, what: str) -> dict[str, Any]:
+    """`value`, where null stands for nothing."""
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"{what} must be a mapping such as {{codebook_size: 256}}, got {value!r}")
+    return value or {}
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
     """A mapping as command-line flags; null leaves the default."""
     flags = []
     for name, value in settings.items():
-        if value is not None:
-            text = (
-                yaml.safe_dump(value, default_flow_style=True, width=10**6) if isinstance(value, dict) else str(value)
-            )
-            flags += [f"--{name}", text.strip()]
+        if isinstance(value, dict | list):
+            value = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+        elif name == "mixed_precision" and value is False:
+            value = "no"  # as YAML reads the word
+        flags += [] if value is None else [f"--{name}={value}"]
     return flags
 
 
@@ -146,14 +166,20 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
 def convert_fields(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> dict[str, Any]:
     """Fields of a model's config, numbers that YAML reads as strings (1e-4) converted, names and values checked."""
     general = {f.name for f in fields(PreTrainedConfig)}
-    defaults = {f.name: f.default for f in fields(config_class) if f.name not in general}
-    check_names(given, list(defaults), f"field of the model {config_class.model_type}")
-    converted = {name: convert_number(value, defaults[name]) for name, value in given.items()}
+    known = {f.name: f for f in fields(config_class) if f.name not in general}
+    check_names(given, list(known), f"field of the model {config_class.model_type}")
+    converted = {name: convert_number(value, known[name].type) for name, value in given.items()}
     config_class(**converted)
     return converted
 
 
-def convert_number(value: Any, default: Any) -> Any:
-    """`value` as a number if it is a string and the default is a number."""
-    is_number = isinstance(default, int | float) and not isinstance(default, bool)
-    return type(default)(value) if is_number and isinstance(value, str) else value
+def convert_number(value: Any, kind: Any) -> Any:
+    """`value` as a number if it is a word such as 1e-4 where `kind`, the type of a field, allows numbers."""
+    kinds = set(get_args(kind)) or {kind}
+    if not isinstance(value, str) or str in kinds or not kinds & {int, float}:
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if float not in kinds and number.is_integer() else number

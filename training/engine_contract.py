@@ -40,8 +40,8 @@ class EngineArguments:
     ema_decay: float = setting(0.999, "Highest decay of that average, reached by (1 + step) / (10 + step).")
     eval_steps: int | None = setting(None, "Steps between evaluations; there is always one at the end.")
     logging_steps: int = setting(50, "Steps between lines of metrics.jsonl.")
-    checkpointing_steps: int | None = setting(500, "Steps between checkpoints; there is always one at the end.")
-    checkpoints_total_limit: int | None = setting(2, "Checkpoints to keep, the newest; None keeps all.")
+    checkpointing_steps: int = setting(500, "Steps between checkpoints; there is always one at the end.")
+    checkpoints_total_limit: int = setting(2, "Checkpoints to keep, the newest.")
     resume_from_checkpoint: str | None = setting(None, "A checkpoint folder, or `latest`.")
     report_to: str = setting("none", "Trackers, comma-separated: tensorboard, wandb, trackio, ..., all, none.")
     seed: int = setting(0, "Seed of initialisation, order of the data and noise.")
@@ -60,6 +60,10 @@ class EngineArguments:
                 value = getattr(self, name)
                 if value is not None and value < least:
                     raise ValueError(f"{name} must be at least {least}, and is {value}")
+        if self.max_train_steps is None and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, and is {self.num_train_epochs}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), and is {self.ema_decay}")
         for name, choices in (("mixed_precision", ("no", "bf16")), ("lr_scheduler_type", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")

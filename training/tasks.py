@@ -72,7 +72,10 @@ class TokenizerTask:
     def build(self, total_steps: int) -> nn.Module:
         """The model, its annealing spread over `total_steps`."""
         if self.model_name_or_path:
-            return AutoModel.from_pretrained(self.model_name_or_path, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(self.model_name_or_path)
+            if self.args.gradient_accumulation_steps > 1 and getattr(config, "variance_update", None) == "batch":
+                config.variance_update = "lagged"  # one micro-batch does not know the joint squared error
+            return AutoModel.from_pretrained(self.model_name_or_path, config=config, dtype=torch.float32)
         config = AutoConfig.for_model(self.model_type, **self.model_fields)
         for name, value in self._planned_fields(total_steps).items():
             if hasattr(config, name) and name not in self.model_fields:

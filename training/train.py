@@ -51,14 +51,14 @@ def main(arguments: Sequence[str]) -> None:
 
 def open_data(data: DataArguments) -> ImageSplits:
     """The images that the settings name."""
-    if data.dataset_name == "digits":
-        return load_digits_images(data.validation_size)
-    files = yaml.safe_load(data.data_files) if data.data_files else None
     untested = data.test_split == "none"
+    if data.dataset_name == "digits":
+        splits = load_digits_images(data.validation_size)
+        return splits._replace(test=None) if untested else splits
     splits = load_images(
         data.dataset_name,
         dataset_config_name=data.dataset_config_name,
-        data_files=files,
+        data_files=named_files(data.data_files),
         revision=data.dataset_revision,
         streaming=data.streaming,
         image_column=data.image_column,
@@ -70,6 +70,12 @@ def open_data(data: DataArguments) -> ImageSplits:
         cache_dir=data.cache_dir,
     )
     return splits._replace(test=None) if untested else splits
+
+
+def named_files(text: str | None) -> Any:
+    """--data_files: a YAML mapping or list of files, or a single pattern, which may begin with a bracket, too."""
+    is_collection = text is not None and (text.startswith("{") or (text.startswith("[") and text.endswith("]")))
+    return yaml.safe_load(text) if is_collection else text
 
 
 def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
@@ -106,5 +112,5 @@ def farewell(run_dir: Path, result: Evaluation | None) -> str:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, StrictDataclassError) as error:
+    except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
