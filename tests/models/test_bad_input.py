@@ -46,7 +46,6 @@ def test_tokens_that_no_image_has(tokens: Tensor, message: str, family: str):
         model.log_prob(make_images(2), tokens)
 
 
-@pytest.mark.xfail(strict=True, reason="log_prob broadcasts pixel_values to the shape of the reconstruction")
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 3, 8, 8), (2, 3, 8, 4)])
 def test_log_prob_of_images_that_do_not_belong_to_the_tokens(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=rf"{shape[0]}, {shape[1]}, {shape[2]}, {shape[3]}"):

@@ -137,18 +137,7 @@ def states(results: Results) -> Results:
     return {name: tensor for name, tensor in results.items() if not name.startswith("losses.")}
 
 
-FAILING = {
-    "ema-compiled": "torch.compile prefixes the names of buffers, so DDP broadcasts those that it should ignore",
-}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=FAILING[name])) if name in FAILING else name
-        for name in SCENARIOS
-    ],
-)
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_equal_one_on_the_joint_batch(name: str, two_ranks: list[dict[str, Results]]):
     make, arguments = SCENARIOS[name]
     expected = run(make(), 0, 1, arguments | {"micro_batches": 1, "compiled": False})

@@ -198,7 +198,6 @@ for name in ("nearest_code", "count_codes"):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a second copy registers its operators under the names of the first")
 def test_copies_of_the_code_do_not_take_each_others_operators(repository: Path):
     path = repository / "src" / "hf_vq" / "models" / "quantizers.py"
     ran = subprocess.run([sys.executable, "-c", TWO_COPIES, str(path)], capture_output=True, text=True)

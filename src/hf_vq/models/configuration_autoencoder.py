@@ -1,5 +1,6 @@
 """What every tokenizer's config shares: the data it sees, the codebook, and the convolutional body."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -65,6 +66,8 @@ class AutoencoderConfig(PreTrainedConfig):
         """Every size is a positive whole number, and a codebook has something to choose from."""
         for name in ("num_channels", "image_size", "codebook_dim", "num_residual_blocks", "residual_channels"):
             require_positive(self, name)
+        if self.initializer_range is not None:
+            require_positive(self, "initializer_range")
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
         if self.num_codebooks != 1:
@@ -88,9 +91,15 @@ class AutoencoderConfig(PreTrainedConfig):
 
 
 def require_positive(config: PreTrainedConfig, name: str) -> None:
-    """Raises a ValueError that names the field unless its value is above zero."""
-    if not getattr(config, name) > 0:
-        raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    """Raises a ValueError that names the field unless its value is above zero and finite."""
+    if not 0 < getattr(config, name) < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
 
 
-__all__ = ["AutoencoderConfig", "require_positive"]
+def require_at_least_zero(config: PreTrainedConfig, name: str) -> None:
+    """Raises a ValueError that names the field unless its value is zero or above, and finite."""
+    if not 0 <= getattr(config, name) < math.inf:
+        raise ValueError(f"{name} must be zero or above, and finite, got {getattr(config, name)}")
+
+
+__all__ = ["AutoencoderConfig", "require_at_least_zero", "require_positive"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_autoencoder import AutoencoderConfig, require_positive
+from .configuration_autoencoder import AutoencoderConfig, require_at_least_zero, require_positive
 
 
 @strict
@@ -46,10 +46,9 @@ class SQVAEConfig(AutoencoderConfig):
 
     def validate_annealing(self) -> None:
         """Variances and temperatures are positive, and the temperature does not rise."""
-        for name in ("initial_variance", "temperature_end", "temperature_decay_steps"):
+        for name in ("initial_variance", "temperature_start", "temperature_end", "temperature_decay_steps"):
             require_positive(self, name)
-        if self.variance_lr_scale < 0:
-            raise ValueError(f"variance_lr_scale must not be negative, got {self.variance_lr_scale}")
+        require_at_least_zero(self, "variance_lr_scale")
         if self.temperature_end > self.temperature_start:
             raise ValueError(
                 f"temperature_end ({self.temperature_end}) must not exceed temperature_start ({self.temperature_start})"

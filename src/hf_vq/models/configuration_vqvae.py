@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_autoencoder import AutoencoderConfig, require_positive
+from .configuration_autoencoder import AutoencoderConfig, require_at_least_zero, require_positive
 
 
 @strict
@@ -33,8 +33,7 @@ class VQVAEConfig(AutoencoderConfig):
     def validate_objective(self) -> None:
         """The weights of the objective lie in their ranges."""
         require_positive(self, "data_variance")
-        if self.commitment_weight < 0:
-            raise ValueError(f"commitment_weight must not be negative, got {self.commitment_weight}")
+        require_at_least_zero(self, "commitment_weight")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 

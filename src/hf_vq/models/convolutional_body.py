@@ -21,7 +21,9 @@ def make_activation(config: AutoencoderConfig) -> nn.Module:
 def make_norm(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
     """The config's normalisation of `channels`, or nothing."""
     if config.norm == "group":
-        return [nn.GroupNorm(math.gcd(32, channels), channels)]
+        # A group has two channels or more: statistics of a single one would wipe out its mean.
+        most = max(1, min(32, channels // 2))
+        return [nn.GroupNorm(math.gcd(most, channels), channels)]
     return [nn.BatchNorm2d(channels)] if config.norm == "batch" else []
 
 

@@ -20,6 +20,7 @@ from .autoencoder_outputs import AutoencoderDecoderOutput, AutoencoderEncoderOut
 from .configuration_autoencoder import AutoencoderConfig
 from .convolutional_body import Decoder, Encoder, ResidualBlock
 from .fingerprints import token_fingerprint
+from .input_checks import check_pixel_values, tokens_on_grid
 from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
 
@@ -102,7 +103,9 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self.register_buffer("observation_variance", variance)
         self.register_buffer("pending_error", torch.zeros(2, dtype=torch.float32), persistent=False)
         ignored = getattr(self.quantizer, "_ddp_params_and_buffers_to_ignore", [])
-        self._ddp_params_and_buffers_to_ignore = ["pending_error", *(f"quantizer.{name}" for name in ignored)]
+        local = ["pending_error", *(f"quantizer.{name}" for name in ignored)]
+        # torch.compile puts its own prefix before the names that DDP sees.
+        self._ddp_params_and_buffers_to_ignore = [*local, *(f"_orig_mod.{name}" for name in local)]
         self._forwards_since_step = 0
 
     def make_quantizer(self) -> Quantizer:
@@ -145,7 +148,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         Raises:
             ValueError: if the shape does not fit the model.
         """
-        self._check_pixel_values(pixel_values)
+        check_pixel_values(pixel_values, self.config)
         latents = self.encoder(pixel_values.to(self._body_dtype))
         if return_loss:
             quantized, image_tokens, embedding_loss, perplexity = self.quantizer(latents)
@@ -168,7 +171,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         if (image_tokens is None) == (quantized_last_hidden_state is None):
             raise ValueError("decode takes either image_tokens or quantized_last_hidden_state, and just one of them")
         if image_tokens is not None:
-            quantized_last_hidden_state = self.quantizer.lookup(self._on_grid(image_tokens))
+            quantized_last_hidden_state = self.quantizer.lookup(tokens_on_grid(image_tokens, self.config))
         return AutoencoderDecoderOutput(self.decoder(quantized_last_hidden_state.to(self._body_dtype)))
 
     @capture_outputs
@@ -210,6 +213,11 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             image_tokens: (B, h, w), or flat for the model's own grid.
         """
         mean = self.decode(image_tokens).pixel_values
+        if mean.shape != pixel_values.shape:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} do not go with image_tokens of shape "
+                f"{tuple(image_tokens.shape)}, which decode to {tuple(mean.shape)}"
+            )
         return gaussian_log_prob(pixel_values, mean, self.observation_variance)
 
     @torch.no_grad()
@@ -225,7 +233,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
     def fingerprint(self) -> str:
         """sha256 of what determines the tokens, 64 hexadecimal digits.
 
-        A new decoder, another dtype, and every count, counter or temperature leave it unchanged.
+        A new decoder, bfloat16 or float64, and every count, counter or temperature leave it unchanged.
         """
         return token_fingerprint(self.encoder, self.quantizer)
 
@@ -253,40 +261,6 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
                     "until then moving averages, temperature and observation_variance stand still.",
                     stacklevel=2,
                 )
-
-    def _check_pixel_values(self, pixel_values: Tensor) -> None:
-        channels, factor = self.config.num_channels, self.config.downsampling_factor
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
-        height, width = pixel_values.shape[2:]
-        if height % factor or width % factor or not height or not width:
-            raise ValueError(
-                f"height and width of pixel_values must be divisible by {factor}, got {height} x {width}; "
-                "the model's image processor resizes or crops to such a size"
-            )
-
-    def _on_grid(self, image_tokens: Tensor) -> Tensor:
-        """image_tokens as (B, h, w), checked."""
-        height, width = self.config.grid_size
-        if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
-            raise ValueError(f"image_tokens must be integers, got {image_tokens.dtype}")
-        if image_tokens.ndim == 2 and image_tokens.shape[1] == height * width:
-            image_tokens = image_tokens.view(-1, height, width)
-        if image_tokens.ndim != 3:
-            raise ValueError(
-                f"image_tokens must have shape (B, h, w), or (B, {height * width}) for the model's own grid of "
-                f"{height} x {width}, got {tuple(image_tokens.shape)}"
-            )
-        if not torch.compiler.is_compiling() and image_tokens.numel():
-            self._check_range(image_tokens)
-        return image_tokens.long()
-
-    def _check_range(self, image_tokens: Tensor) -> None:
-        least, most = image_tokens.aminmax()
-        if least < 0 or most >= self.config.codebook_size:
-            raise ValueError(
-                f"image_tokens must lie in [0, {self.config.codebook_size}), got values from {least} to {most}"
-            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Moves the model; its own buffers, unlike the body, stay in float32 or wider."""

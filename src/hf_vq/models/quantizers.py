@@ -7,12 +7,16 @@ Papers: VQ-VAE, arXiv 1711.00937; SQ-VAE, arXiv 2205.07547.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Remote code of another repository may bring this file again: two copies must not register the same operators.
+NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
 class QuantizerOutput(NamedTuple):
@@ -54,7 +58,7 @@ def keep_float32(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     def careful(tensor: Tensor) -> Tensor:
         moved = move(tensor)
         narrowed = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
-        return tensor.to(moved.device) if narrowed else moved
+        return tensor.to(moved.device, torch.float32) if narrowed else moved
 
     return careful
 
@@ -77,7 +81,9 @@ def world_mean(tensor: Tensor) -> Tensor:
 
 def code_perplexity(image_tokens: Tensor, codebook_size: int) -> Tensor:
     """exp(entropy) of the histogram of image_tokens (N,), a scalar in [1, K]."""
-    frequency = torch.bincount(image_tokens.flatten(), minlength=codebook_size).float() / image_tokens.numel()
+    # bincount, whose shape depends on the data, would break a compiled graph.
+    ones = torch.ones_like(image_tokens, dtype=torch.float32)
+    frequency = ones.new_zeros(codebook_size).index_add(0, image_tokens, ones) / image_tokens.numel()
     return torch.special.entr(frequency).sum().exp()
 
 
@@ -96,7 +102,7 @@ def draw_codes(probabilities: Tensor, generator: torch.Generator | None = None) 
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
 
 
-@torch.library.custom_op("hf_vq::nearest_code", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::nearest_code", mutates_args=())
 def nearest_code(rows: Tensor, vectors: Tensor) -> Tensor:
     """Index (N,) of the vector (K, D) nearest to each row (N, D).
 
@@ -119,7 +125,7 @@ def _(rows: Tensor, vectors: Tensor) -> Tensor:
     return rows.new_empty(len(rows), dtype=torch.int64)
 
 
-@torch.library.custom_op("hf_vq::count_codes", mutates_args=("counts", "sums"))
+@torch.library.custom_op(f"{NAMESPACE}::count_codes", mutates_args=("counts", "sums"))
 def count_codes(counts: Tensor, sums: Tensor, rows: Tensor, image_tokens: Tensor) -> None:
     """Adds rows (N, D) with codes image_tokens (N,) to counts (K,) and sums (K, D), in place.
 

@@ -1,0 +1,55 @@
+"""What a tokenizer accepts, and what it says to the rest."""
+
+import torch
+from torch import Tensor
+
+from .configuration_autoencoder import AutoencoderConfig
+
+
+def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
+    """Raises a ValueError unless pixel_values are (B, C, H, W), H and W divisible by the downsampling factor."""
+    channels, factor = config.num_channels, config.downsampling_factor
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+        raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")
+    height, width = pixel_values.shape[2:]
+    if height % factor or width % factor or not height or not width:
+        raise ValueError(
+            f"height and width of pixel_values must be divisible by {factor}, got {height} x {width}; "
+            "the model's image processor resizes or crops to such a size"
+        )
+
+
+def tokens_on_grid(image_tokens: Tensor, config: AutoencoderConfig) -> Tensor:
+    """image_tokens, any integers, as int64 (B, h, w).
+
+    Args:
+        image_tokens: (B, h, w), or flat (B, h * w) for the config's own grid.
+
+    Raises:
+        ValueError: for a wrong type or shape, or codes outside [0, K).
+    """
+    height, width = config.grid_size
+    if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
+        raise ValueError(f"image_tokens must be integers, got {image_tokens.dtype}")
+    image_tokens = image_tokens.long()
+    if image_tokens.ndim == 2 and image_tokens.shape[1] == height * width:
+        image_tokens = image_tokens.view(-1, height, width)
+    if image_tokens.ndim != 3:
+        raise ValueError(
+            f"image_tokens must have shape (B, h, w), or (B, {height * width}) for the model's own grid of "
+            f"{height} x {width}, got {tuple(image_tokens.shape)}"
+        )
+    # Looking at values would break a compiled graph.
+    if not torch.compiler.is_compiling() and image_tokens.numel():
+        check_codes(image_tokens, config.codebook_size)
+    return image_tokens
+
+
+def check_codes(image_tokens: Tensor, codebook_size: int) -> None:
+    """Raises a ValueError unless all codes lie in [0, K)."""
+    least, most = image_tokens.aminmax()
+    if least < 0 or most >= codebook_size:
+        raise ValueError(f"image_tokens must lie in [0, {codebook_size}), got values from {least} to {most}")
+
+
+__all__ = ["check_pixel_values", "tokens_on_grid"]
