@@ -103,8 +103,9 @@ def test_plain_lists_of_ids_decode(tmp_path: Path, run: Any, name: str, content:
 
 
 def test_output_names_never_clash():
-    records = [{"image": name} for name in ("x/a.png", "y/a.jpg", "b.png")] + [{}]
-    assert output_names(records) == ["a_000000.png", "a_000001.png", "b.png", "image_000003.png"]
+    assert output_names([{"image": "x/a.png"}, {"image": "b.jpg"}]) == ["a.png", "b.png"]
+    records = [{"image": name} for name in ("x/a.png", "y/A.jpg", "a_000000.png")] + [{}]
+    assert output_names(records) == ["a_000000.png", "A_000001.png", "a_000000_000002.png", "image_000003.png"]
 
 
 def test_folders_are_searched_in_name_order(folder: Path):
@@ -157,7 +158,7 @@ def test_evaluate_counts_damaged_images(folder: Path, tmp_path: Path, run: Any):
         ("encode", ["{images}/notes.txt", "--output", "{tmp}/t.json"], "notes.txt) cannot be opened"),
         ("decode", ["{tmp}/bad.json", "--output", "{tmp}/out"], "bad.json is not valid JSON"),
         ("decode", ["{tmp}/empty.jsonl", "--output", "{tmp}/out"], "at least one"),
-        ("decode", ["{tmp}/nowhere.json", "--output", "{tmp}/out"], "No such file"),
+        ("decode", ["{tmp}/nowhere.json", "--output", "{tmp}/out"], "there is no file"),
         ("decode", ["{tmp}/foreign.jsonl", "--output", "{tmp}/out"], "record 0 of {tmp}/foreign.jsonl has tokens of"),
         ("decode", ["{tmp}/wild.json", "--output", "{tmp}/out"], "outside [0, 16)"),
         ("decode", ["{tmp}/halves.json", "--output", "{tmp}/out"], "1 of 2 records have an image_grid_hw"),

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
 
-import hf_vq  # registers the model types
 from engine import EngineArguments
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
@@ -41,8 +40,8 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    dataset_name: str = field(
-        default="digits",
+    dataset_name: str | None = field(
+        default=None,
         metadata={"help": "A Hub name, a local folder, `parquet` with data_files, or `digits`, which are built in."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
@@ -64,6 +63,18 @@ class DataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Where prepared data go."})
     max_bad_examples: int = field(default=100, metadata={"help": "Undecodable images to skip before giving up."})
 
+    def __post_init__(self) -> None:
+        if self.max_bad_examples < 0:
+            raise ValueError(f"max_bad_examples must be 0 or more, and is {self.max_bad_examples}")
+        if self.dataset_name == "digits":
+            for f in fields(self):
+                if f.name not in ("dataset_name", "validation_size", "test_split", "max_bad_examples"):
+                    self._refuse_for_digits(f.name, f.default)
+
+    def _refuse_for_digits(self, name: str, default: object) -> None:
+        if getattr(self, name) != default:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, but the embedded digits have no such choice: drop it")
+
 
 class RunArguments(NamedTuple):
     """All settings of a run."""
@@ -78,7 +89,7 @@ class RunArguments(NamedTuple):
         """Everything, for run.yaml."""
         flat = asdict(self.model) | asdict(self.data) | asdict(self.engine)
         del flat["config_overrides"]
-        return {"hf_vq": hf_vq.__version__, **flat, "model": self.model_fields}
+        return {**flat, "model": self.model_fields}
 
 
 def parse(arguments: Sequence[str]) -> RunArguments:
@@ -102,6 +113,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     names = [f.name for group in groups for f in fields(group)]
     parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains an image tokenizer.")  # type: ignore[arg-type]  # its NewType fits no class
     parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
+    check_places(in_file, names, path)
     check_names(in_file, names, f"setting in {path}")
     # As flags in front of the real ones, the file's values are converted by the same parser.
     model, data, engine, *_, stray = parser.parse_args_into_dataclasses(
@@ -152,6 +164,13 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
             value = "no"  # as YAML reads the word
         flags += [] if value is None else [f"--{name}={value}"]
     return flags
+
+
+def check_places(in_file: dict[str, Any], names: Sequence[str], path: Path | None) -> None:
+    """Raises a ValueError for a field of a model that stands beside the flags."""
+    of_models = {f.name for kind in TOKENIZERS for f in fields(CONFIG_MAPPING[kind])}
+    for name in of_models.intersection(in_file).difference(names):
+        raise ValueError(f"{name} in {path} is a field of the model: put it under `model`")
 
 
 def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:

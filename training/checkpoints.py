@@ -62,12 +62,23 @@ class Checkpoints:
         accelerator.wait_for_everyone()
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; damaged ones are passed over with a warning. None if there is none."""
+        """The newest whole checkpoint; damaged ones are passed over with a warning. None if there is none at all.
+
+        Raises:
+            ValueError: if there are checkpoints, but every one is damaged.
+        """
+        problems = []
         for step, path in reversed(self._all()):
             problem = find_damage(path)
             if problem is None:
                 return path
             logger.warning("checkpoint of step %d is damaged and not used: %s", step, problem)
+            problems.append(problem)
+        if problems:
+            raise ValueError(
+                f"every checkpoint in {self.folder} is damaged ({'; '.join(problems)}): restore one, or remove them "
+                "all to begin anew"
+            )
         return None
 
     def discard_after(self, step: int) -> None:

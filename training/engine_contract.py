@@ -36,8 +36,8 @@ class EngineArguments:
     max_grad_norm: float = setting(0.0, "Largest norm of the gradient; 0 does not clip.")
     mixed_precision: Literal["no", "bf16"] = setting("no", "Autocast of the training forward.")
     torch_compile: bool = setting(False, "Compile the training forward with inductor.")
-    use_ema: bool = setting(False, "Evaluate and save a running average of the weights.")
-    ema_decay: float = setting(0.999, "Highest decay of that average, reached by (1 + step) / (10 + step).")
+    average_weights: bool = setting(False, "Evaluate and save a running average of the weights.")
+    average_decay: float = setting(0.999, "Highest decay of that average, reached by (1 + step) / (10 + step).")
     eval_steps: int | None = setting(None, "Steps between evaluations; there is always one at the end.")
     logging_steps: int = setting(50, "Steps between lines of metrics.jsonl.")
     checkpointing_steps: int = setting(500, "Steps between checkpoints; there is always one at the end.")
@@ -62,8 +62,9 @@ class EngineArguments:
                     raise ValueError(f"{name} must be at least {least}, and is {value}")
         if self.max_train_steps is None and not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs must be above 0, and is {self.num_train_epochs}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), and is {self.ema_decay}")
+        for name in ("average_decay", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), and is {getattr(self, name)}")
         for name, choices in (("mixed_precision", ("no", "bf16")), ("lr_scheduler_type", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")

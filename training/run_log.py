@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "pillow")
+PACKAGES = ("hf-vq", "torch", "transformers", "accelerate", "datasets", "safetensors", "numpy", "pillow")
 
 FREE_SETTINGS = frozenset(
     {
@@ -66,6 +66,11 @@ def claim(run_dir: Path, settings: dict[str, Any], resuming: bool) -> None:
     occupied = [name for name in (RUN_FILE, METRICS_FILE, "checkpoints", "config.json") if (run_dir / name).exists()]
     if RUN_FILE in occupied and resuming:
         refuse_other_settings(run_dir, yaml.safe_load((run_dir / RUN_FILE).read_text())["settings"], settings)
+    elif occupied and resuming:
+        raise FileExistsError(
+            f"{run_dir} holds {', '.join(occupied)} but no {RUN_FILE}, so there is no run to resume: choose another "
+            "--output_dir"
+        )
     elif occupied:
         raise FileExistsError(
             f"{run_dir} already holds {', '.join(occupied)}: continue that run with --resume_from_checkpoint latest, "

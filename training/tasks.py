@@ -1,6 +1,5 @@
 """What the engine can be asked to train. A task joins data, model and judgement; the engine brings the loop."""
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,10 @@ from engine import EngineArguments
 from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.pictures import save_code_usage, save_reconstructions
-from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, num_examples
+from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
 
 PICTURED = 32
 IMAGES_FOR_VARIANCE = 50_000
-
-
-@dataclass
-class ToPixelValues:
-    """Rows with a PIL image each to a batch of pixel_values."""
-
-    processor: VQImageProcessor
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        images = [row["image"] for row in rows]
-        return {"pixel_values": self.processor(images, return_tensors="pt").pixel_values}
 
 
 class TokenizerTask:
@@ -76,11 +64,9 @@ class TokenizerTask:
             if self.args.gradient_accumulation_steps > 1 and getattr(config, "variance_update", None) == "batch":
                 config.variance_update = "lagged"  # one micro-batch does not know the joint squared error
             return AutoModel.from_pretrained(self.model_name_or_path, config=config, dtype=torch.float32)
-        config = AutoConfig.for_model(self.model_type, **self.model_fields)
-        for name, value in self._planned_fields(total_steps).items():
-            if hasattr(config, name) and name not in self.model_fields:
-                setattr(config, name, value)
-        return AutoModel.from_config(config)
+        known = AutoConfig.for_model(self.model_type)
+        planned = {name: value for name, value in self._planned_fields(total_steps).items() if hasattr(known, name)}
+        return AutoModel.from_config(AutoConfig.for_model(self.model_type, **planned | self.model_fields))
 
     def _planned_fields(self, total_steps: int) -> dict[str, Any]:
         """What a config does not say and the plan or the data tell."""

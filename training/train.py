@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator, PartialState
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel
 
 from arguments import DataArguments, RunArguments, parse
 from digits import load_digits_images
@@ -50,7 +51,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def open_data(data: DataArguments) -> ImageSplits:
-    """The images that the settings name."""
+    """The images that the settings name.
+
+    Raises:
+        ValueError: if they name none.
+    """
+    if data.dataset_name is None:
+        raise ValueError("name the data: --dataset_name takes a Hub name, a local folder, `parquet` or `digits`")
     untested = data.test_split == "none"
     if data.dataset_name == "digits":
         splits = load_digits_images(data.validation_size)
@@ -85,9 +92,12 @@ def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
         run_dir / "evaluation.json",
         result,
         dataset_name=run.data.dataset_name,
+        dataset_config_name=run.data.dataset_config_name,
+        dataset_revision=run.data.dataset_revision,
         data_files=run.data.data_files,
         split=run.data.test_split or "test",
         seed=run.engine.seed,
+        fingerprint=AutoModel.from_pretrained(run_dir).fingerprint(),
         git_commit=recorded["git_commit"],
         machine=recorded["machine"],
     )

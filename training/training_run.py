@@ -52,7 +52,7 @@ class Training:
 
         set_seed(args.seed)
         self.module = task.build(self.total_steps).to(accelerator.device).train()
-        self.average = deepcopy(self.module).eval() if args.use_ema else None
+        self.average = deepcopy(self.module).eval() if args.average_weights else None
         optimizer = build_optimizer(self.module, args)
         self.schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.total_steps)
         self.model, self.optimizer = accelerator.prepare(TrainedForward(self.module), optimizer)
@@ -120,7 +120,7 @@ class Training:
         if model_step is not None:
             model_step()
         if self.average is not None:
-            update_average_(self.average, self.module, self.args.ema_decay, self.step)
+            update_average_(self.average, self.module, self.args.average_decay, self.step)
 
     def stop_if_diverged(self) -> None:
         """Raises FloatingPointError in all processes if a loss or a weight is not finite. Waits for the device."""
@@ -130,7 +130,8 @@ class Training:
         if first != NEVER:
             raise FloatingPointError(
                 f"the loss or a weight became NaN or infinite at step {first}, and no checkpoint was written since; "
-                f"the last good one: {self.checkpoints.latest()}. Lower --learning_rate, or clip with --max_grad_norm"
+                f"the last good one: {self.checkpoints.latest() or 'there is none yet'}. Lower --learning_rate, or "
+                "clip with --max_grad_norm"
             )
 
     def log(self) -> dict[str, str]:

@@ -17,13 +17,42 @@ def canonical(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     device: Any = next(model.parameters()).device
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     model.eval()
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), full_float32():
             yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 convolutions and matrix products keep all their digits, whatever was allowed before."""
+    switches = _precision_switches()
+    before = [getattr(switch, name) for switch, name, _ in switches]
+    try:
+        for switch, name, value in switches:
+            setattr(switch, name, value)
+        yield
+    finally:
+        for (switch, name, _), value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    backends: Any = torch.backends
+    if hasattr(backends.cudnn, "conv"):
+        parts = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+        return [(part, "fp32_precision", "ieee") for part in parts]
+    # torch before 2.9
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model inside DistributedDataParallel and torch.compile, in whatever order."""
+    for name in ("module", "_orig_mod"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return model

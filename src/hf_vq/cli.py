@@ -4,9 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from hf_vq.evaluation import Evaluation, evaluate, write_evaluation
-from hf_vq.streams import EvaluationBatches, load_images
+from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["main"]
@@ -153,7 +151,7 @@ def evaluate_on_dataset(args: argparse.Namespace) -> None:
     tok = _load(args)
     batches = EvaluationBatches(
         dataset,
-        partial(to_batch, tok.processor),
+        ToPixelValues(tok.processor),
         args.batch_size,
         num_workers=args.dataloader_num_workers,
         max_bad_examples=args.max_bad_examples,
@@ -175,10 +173,12 @@ def find_images(names: Sequence[str]) -> list[Path]:
     """
     if missing := [name for name in names if not os.path.exists(name)]:
         raise ValueError(f"there is no {', no '.join(missing[:8])}: pass image files, or folders of them.")
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in map(Path, names):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        if path.is_dir():
+            inside = [file for file in inside if file.suffix.lower() in suffixes and not file.name.startswith(".")]
         if not inside:
             raise ValueError(f"the folder {path} has no image files.")
         found += inside
@@ -189,7 +189,6 @@ def write_records(path: Path, records: list[Record]) -> None:
     """Writes a JSON list (.json) or one JSON object per line (.jsonl), replacing the file as a whole."""
     lines = map(json.dumps, records)
     text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -204,33 +203,30 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         ValueError: a file that is not JSON, has no records, or one without ids.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: pass a file that `hf-vq encode` wrote.")
     try:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
         values = [json.loads(line) for line in lines if line.strip()]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): pass a file that `hf-vq encode` wrote.") from error
     if path.suffix != ".jsonl" and _holds_several(values):
         (values,) = values
     records = [value if isinstance(value, dict) else {"input_ids": value} for value in values]
+    if not all(isinstance(record.get("image") or "", str) for record in records):
+        raise ValueError(f"{path}: the image of a record is the name of its file.")
     if not records or any("input_ids" not in record for record in records):
         raise ValueError(f"{path} needs a list of ids, or an object with input_ids, for each image, and at least one.")
     return records
 
 
 def output_names(records: list[Record]) -> list[str]:
-    """File names: the stem of a record's image, with its number where stems repeat or are missing."""
+    """File names: the stems of the records' images, all with their numbers where stems repeat or are missing."""
     stems = [Path(record.get("image") or "").stem for record in records]
-    count = Counter(stems)
-    return [
-        f"{stem}.png" if stem and count[stem] == 1 else f"{stem or 'image'}_{index:06d}.png"
-        for index, stem in enumerate(stems)
-    ]
-
-
-def to_batch(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Rows of a data set -> what `evaluate` reads."""
-    return {"pixel_values": processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]}
+    if all(stems) and len({stem.casefold() for stem in stems}) == len(stems):
+        return [f"{stem}.png" for stem in stems]
+    return [f"{stem or 'image'}_{index:06d}.png" for index, stem in enumerate(stems)]
 
 
 def print_metrics(evaluation: Evaluation) -> None:
@@ -260,6 +256,7 @@ def _grids(records: list[Record]) -> list[list[int]] | None:
 def _check_output_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder: name a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _device(name: str) -> torch.device:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_vq.canonical import canonical
+from hf_vq.canonical import canonical, unwrapped
 from hf_vq.features import FeatureNetwork
 from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
+from hf_vq.version import __version__
 
 __all__ = ["PROTOCOL", "Evaluation", "evaluate", "save_code_counts", "to_uint8", "write_evaluation"]
 
@@ -69,7 +70,7 @@ def evaluate(
 
     Raises: ValueError if there are no images, or a reconstruction is not finite.
     """
-    network = _float32(_unwrapped(model))
+    network = _float32(unwrapped(model))
     device = next(network.parameters()).device
     totals = _Totals(network.config, processor, device, fd_model)
     start = time.perf_counter()
@@ -188,20 +189,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("hf-vq", "torch", "transformers"):
+    versions: dict[str, str | None] = {"python": platform.python_version(), "hf-vq": __version__}
+    for package in ("torch", "transformers"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    for wrapper in ("module", "_orig_mod"):  # DistributedDataParallel, torch.compile
-        while isinstance(inner := getattr(model, wrapper, None), nn.Module):
-            model = inner
-    return model
 
 
 def _float32(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ loader workers of each. Nothing here knows of models or of what starts the proce
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "BadImageError",
     "EvaluationBatches",
     "ImageSplits",
+    "ToPixelValues",
     "TrainBatches",
     "decode_image",
     "load_images",
@@ -30,6 +32,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Transform = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+
+
+@dataclass
+class ToPixelValues:
+    """The transform for image models: rows to {"pixel_values": (B, C, H, W)} by an image processor."""
+
+    processor: Any
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {"pixel_values": self.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]}
 
 
 class _Loaded(NamedTuple):
@@ -100,6 +112,8 @@ class _Batches:
     ):
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"cannot batch with {batch_size=}, {num_workers=}, {rank=}, {world_size=}")
+        if max_bad_examples < 0:
+            raise ValueError(f"max_bad_examples must be 0 or more, and is {max_bad_examples}")
         if num_examples(dataset) == 0:
             raise ValueError("the data set has no rows")
         self.dataset = dataset

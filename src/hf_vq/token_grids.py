@@ -67,7 +67,12 @@ def broadcast_grids(image_grid_hw: Any, count: int) -> list[Grid | None]:
     """
     if image_grid_hw is None:
         return [None] * count
-    grids = torch.as_tensor(image_grid_hw).cpu()
+    try:
+        grids = torch.as_tensor(image_grid_hw).cpu()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"image_grid_hw is {image_grid_hw!r}: pass (h, w), or one per image.") from error
+    if grids.is_floating_point() or grids.dtype == torch.bool:
+        raise ValueError(f"image_grid_hw holds {grids.dtype}: height and width are integers.")
     if grids.shape == (2,):
         grids = grids.expand(count, 2)
     if grids.shape != (count, 2):

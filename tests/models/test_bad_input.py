@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tiny_models import make_images, make_model
 from torch import Tensor
+
+import hf_vq
 
 TOKENS = torch.zeros(2, 2, 2, dtype=torch.int64)
 
@@ -58,3 +61,37 @@ def test_decode_takes_one_of_two():
     for arguments in ({}, {"image_tokens": TOKENS, "quantized_last_hidden_state": quantized}):
         with pytest.raises(ValueError, match="image_tokens or quantized_last_hidden_state"):
             model.decode(**arguments)
+
+
+def test_pixel_values_must_be_floats_and_some():
+    model = hf_vq.SQVAEModel(hf_vq.SQVAEConfig(hidden_channels=[8], residual_channels=8)).eval()
+    integers = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    tokens = model.encode(integers.float()).image_tokens
+    for call in (model.encode, model, lambda pixel_values: model.log_prob(pixel_values, tokens)):
+        with pytest.raises(ValueError, match="must be floats in .* got torch.uint8"):
+            call(integers)
+        with pytest.raises(ValueError, match="at least one image"):
+            call(torch.zeros(0, 3, 32, 32))
+
+
+def test_a_loss_of_sampled_tokens_is_refused():
+    model = hf_vq.SQVAEModel(hf_vq.SQVAEConfig(hidden_channels=[8], residual_channels=8)).eval()
+    with pytest.raises(ValueError, match="return_loss or sample"):
+        model.encode(torch.zeros(1, 3, 32, 32), return_loss=True, sample=True)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"codebook_init": "kmeans"}, {"revive_below": 0.1}, {"gradient_estimator": "rotation"}, {"normalize_codes": True}],
+    ids=lambda field: next(iter(field)),
+)
+def test_rooms_that_are_not_furnished_yet_are_closed(field: dict):
+    with pytest.raises(StrictDataclassError, match=next(iter(field))):
+        hf_vq.VQVAEConfig(**field)
+
+
+def test_a_config_that_was_changed_is_checked_again():
+    config = hf_vq.VQVAEConfig()
+    config.num_codebooks = 2
+    with pytest.raises(StrictDataclassError, match="num_codebooks must be 1, got 2"):
+        hf_vq.VQVAEModel(config)

@@ -57,15 +57,32 @@ def test_a_flag_alone_changes_the_default_and_nothing_else():
 @pytest.mark.parametrize("letters", ["{}", "hyphens"], ids=["underscores", "hyphens"])
 def test_other_data_and_saved_models_do_without_the_digits_settings(name: str, spell: str, letters: str):
     flag = spell.format(name.replace("_", "-") if letters == "hyphens" else name)
-    run = parse(flag.split())
+    run = parse(["--dataset_name", "pictures", *flag.split()])
     assert run.model_fields == {}
     assert run.engine.output_dir != parse([]).engine.output_dir
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_every_config_in_the_repository_is_accepted(path: Path):
-    run = parse(["--config", str(path)])
+    run = parse(["--config", str(path), "--dataset_name", "pictures"])
     assert run.model_fields and run.engine.output_dir.endswith(path.stem.replace("_", "-"))
+
+
+def test_a_saved_model_alone_names_no_data():
+    with pytest.raises(ValueError, match="name the data: --dataset_name"):
+        train.open_data(parse(["--model_name_or_path", "saved"]).data)
+
+
+@pytest.mark.parametrize("flag", ["--streaming=True", "--image_column=zz", "--validation_split=nope"])
+def test_choices_that_the_digits_do_not_have_are_refused(flag: str):
+    with pytest.raises(ValueError, match=flag[2:].partition("=")[0]):
+        parse([flag])
+
+
+def test_a_field_of_the_model_among_the_flags_is_sent_to_its_place(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("dataset_name: digits\ntemperature_end: 0.3\n")
+    with pytest.raises(ValueError, match="temperature_end in .* put it under `model`"):
+        parse(["--config", str(tmp_path / "run.yaml")])
 
 
 # File and flags.
@@ -109,9 +126,9 @@ def test_the_precision_stands_in_the_file_as_on_the_command_line(with_file: With
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("yes", True), ("false", False)])
 def test_switches(with_file: WithFile, text: str, value: bool):
-    assert parse(with_file(f"{{streaming: {text}}}")).data.streaming is value
-    assert parse(["--streaming", text]).data.streaming is value
-    assert parse(["--streaming"]).data.streaming is True
+    assert parse(with_file(f"{{torch_compile: {text}}}")).engine.torch_compile is value
+    assert parse(["--torch_compile", text]).engine.torch_compile is value
+    assert parse(["--torch_compile"]).engine.torch_compile is True
 
 
 def test_lists_of_a_model_field(with_file: WithFile):
@@ -141,7 +158,7 @@ def test_the_record_holds_every_setting():
     run = parse(["--seed", "4"])
     recorded = plain(run.settings)
     assert recorded["seed"] == 4 and recorded["dataset_name"] == "digits" and recorded["streaming"] is False
-    assert recorded["model"] == run.model_fields and recorded["hf_vq"]
+    assert recorded["model"] == run.model_fields
 
 
 # Refusals.

@@ -81,6 +81,17 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, accelerator, capl
     assert "checkpoint of step 2 is damaged" in caplog.text and "step-2" in caplog.text
 
 
+def test_nothing_but_damaged_ones_stops_the_run(tmp_path: Path, accelerator: Accelerator):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    for step in (1, 2):
+        save(checkpoints, step, accelerator)
+        (tmp_path / f"step-{step}" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="every checkpoint .* is damaged .*remove them all to begin anew"):
+        checkpoints.latest()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_later_ones_are_discarded(tmp_path: Path, accelerator: Accelerator):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):

@@ -97,7 +97,7 @@ def test_the_schedule_warms_up_and_falls(tmp_path: Path):
 
 
 def test_the_weight_average_is_what_is_evaluated_and_saved(tmp_path: Path):
-    train(tmp_path / "run", use_ema=True, ema_decay=0.5, checkpointing_steps=1)
+    train(tmp_path / "run", average_weights=True, average_decay=0.5, checkpointing_steps=1)
     train(tmp_path / "bare", checkpointing_steps=1)
     average = ToyModel(0.1)
     torch.manual_seed(0)

@@ -35,7 +35,7 @@ def assert_same_run(left: Path, right: Path, step: int) -> None:
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
-    changes = {"use_ema": True, "gradient_accumulation_steps": 2, "logging_steps": 3}
+    changes = {"average_weights": True, "gradient_accumulation_steps": 2, "logging_steps": 3}
     assert launch(changes | {"output_dir": tmp_path / "killed", "kill_at": 15}) == -9
     assert [line["step"] for line in metrics(tmp_path / "killed")] == [3, 4, 6]
     train(tmp_path / "killed", resume_from_checkpoint="latest", **changes)
@@ -45,7 +45,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
 
 
 def test_two_processes_equal_one_on_the_joint_batch_and_resume_exactly(tmp_path: Path):
-    changes = {"gradient_accumulation_steps": 2, "use_ema": True}
+    changes = {"gradient_accumulation_steps": 2, "average_weights": True}
     exact, noisy = (
         changes | {"noise": 0.0, "output_dir": tmp_path / "two"},
         changes | {"output_dir": tmp_path / "whole"},

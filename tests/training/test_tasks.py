@@ -176,7 +176,12 @@ def test_without_a_test_split_there_is_no_test(tmp_path: Path):
 
 def test_the_saved_average_is_what_is_tested(tmp_path: Path):
     """With weight averaging, the run directory and its test numbers are those of the average."""
-    settings = {"max_train_steps": 3, "use_ema": True, "output_dir": str(tmp_path), "per_device_train_batch_size": 4}
+    settings = {
+        "max_train_steps": 3,
+        "average_weights": True,
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+    }
     task = make_task(**settings, learning_rate=0.05)
     fit(task, task.args, {})
     saved = load_file(tmp_path / "model.safetensors")

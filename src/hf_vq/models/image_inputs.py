@@ -72,8 +72,9 @@ def _open(path: str, index: int) -> Image.Image:
         with Image.open(path) as image:  # files of several frames would else stay open
             load_pixels(image, index)
             return image
-    except OSError as error:  # FileNotFoundError and UnidentifiedImageError are among them
-        raise ValueError(f"image {index} ({path}) cannot be opened: {error}. Pass a path to an image.") from error
+    # Pillow meets damage and oversized pictures with all kinds of errors.
+    except Exception as error:
+        raise ValueError(f"image {index} ({path}) cannot be opened: {error}. Repair it, or leave it out.") from error
 
 
 def _torch_format(picture: torch.Tensor) -> str | None:

@@ -67,14 +67,12 @@ class VQImageProcessor(PilBackend):
     def for_config(cls, config: Any, **kwargs: Unpack[VQImageProcessorKwargs]) -> "VQImageProcessor":
         """The processor that fits a model config (its `image_size`, `num_channels` and `downsampling_factor`).
 
-        `image_size` is a number or a pair (height, width); keyword arguments override what follows from the config.
+        Keyword arguments override what follows from the config.
         """
         side = config.image_size
-        square = isinstance(side, int)
-        height, width = (side, side) if square else side
         settings: dict[str, Any] = {
-            "size": {"shortest_edge": side} if square else {"height": height, "width": width},
-            "crop_size": {"height": height, "width": width},
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
             "num_channels": config.num_channels,
             "downsampling_factor": config.downsampling_factor,
         }

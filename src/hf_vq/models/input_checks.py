@@ -7,7 +7,13 @@ from .configuration_autoencoder import AutoencoderConfig
 
 
 def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
-    """Raises a ValueError unless pixel_values are (B, C, H, W), H and W divisible by the downsampling factor."""
+    """Raises a ValueError unless pixel_values are floats (B, C, H, W), H and W divisible by the downsampling factor."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be floats in [-1, 1], got {pixel_values.dtype}: the model's image processor makes them"
+        )
+    if not len(pixel_values):
+        raise ValueError(f"pixel_values must hold at least one image, got shape {tuple(pixel_values.shape)}")
     channels, factor = config.num_channels, config.downsampling_factor
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
         raise ValueError(f"pixel_values must have shape (B, {channels}, H, W), got {tuple(pixel_values.shape)}")

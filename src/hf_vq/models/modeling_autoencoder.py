@@ -96,6 +96,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)
+        config.validate()
         self.encoder = Encoder(config)
         self.quantizer = self.make_quantizer()
         self.decoder = Decoder(config)
@@ -146,9 +147,11 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             generator: for the draw.
 
         Raises:
-            ValueError: if the shape does not fit the model.
+            ValueError: if shape or type do not fit the model, or both return_loss and sample are set.
         """
         check_pixel_values(pixel_values, self.config)
+        if return_loss and sample:
+            raise ValueError("the loss belongs to the deterministic tokens: set return_loss or sample, not both")
         latents = self.encoder(pixel_values.to(self._body_dtype))
         if return_loss:
             quantized, image_tokens, embedding_loss, perplexity = self.quantizer(latents)
@@ -209,9 +212,10 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         The Gaussian has the reconstruction as its mean and `observation_variance` as its variance.
 
         Args:
-            pixel_values: (B, C, H, W), multiples of 2/255 from -1.
+            pixel_values: (B, C, H, W) float, multiples of 2/255 from -1 to 1.
             image_tokens: (B, h, w), or flat for the model's own grid.
         """
+        check_pixel_values(pixel_values, self.config)
         mean = self.decode(image_tokens).pixel_values
         if mean.shape != pixel_values.shape:
             raise ValueError(
@@ -258,7 +262,8 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
                 warnings.warn(
                     f"{type(self).__name__} ran {FORWARDS_BEFORE_WARNING} training forwards without model.step(). Call "
                     "it once after each optimizer step (hf_vq.QuantizerCallback does so in transformers' Trainer): "
-                    "until then moving averages, temperature and observation_variance stand still.",
+                    "until then moving averages, temperature and observation_variance stand still. If you accumulate "
+                    "gradients over as many forwards, all is well.",
                     stacklevel=2,
                 )
 

@@ -49,7 +49,7 @@ def to_rows(latents: Tensor) -> Tensor:
 def to_grid(rows: Tensor, latents: Tensor) -> Tensor:
     """Rows (N, D) back in the shape (B, D, *grid) of the latents they came from."""
     batch, _, *grid = latents.shape
-    return rows.view(batch, *grid, -1).movedim(-1, 1)
+    return rows.view(batch, *grid, rows.shape[1]).movedim(-1, 1)
 
 
 def keep_float32(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
