@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import yaml
-from transformers import CONFIG_MAPPING, HfArgumentParser, PreTrainedConfig
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from engine import EngineArguments
+from hf_vq import SQVAEConfig, VQVAEConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
-TOKENIZERS = ("hf_sqvae", "hf_vqvae")
+TOKENIZERS = {config.model_type: config for config in (SQVAEConfig, VQVAEConfig)}
 
 
 @dataclass
@@ -99,13 +100,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
         ValueError: an unknown name, with the nearest known one, or a value out of range.
         SystemExit: from argparse, with its own message.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--dataset_name", "--dataset-name")
-    first.add_argument("--model_name_or_path", "--model-name-or-path")
-    known, _ = first.parse_known_args(arguments)
-    names_something = known.dataset_name or known.model_name_or_path
-    path = known.config or (None if names_something else DEFAULT_CONFIG)
+    path = choose_config(arguments)
     in_file = read_config(path) if path else {}
     in_file_model = as_mapping(in_file.pop("model", None), f"model in {path}")
 
@@ -121,12 +116,23 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     )
     check_names((word.partition("=")[0] for word in stray), [f"--{name}" for name in names], "flag")
     overrides = as_mapping(read_yaml(model.config_overrides or "", "config_overrides"), "config_overrides")
-    model_fields = convert_fields(CONFIG_MAPPING[model.model_type], in_file_model | overrides)
+    model_fields = convert_fields(TOKENIZERS[model.model_type], in_file_model | overrides)
     if model.model_name_or_path and model_fields:
         raise ValueError(
             f"{model.model_name_or_path} brings its own config: drop {', '.join(model_fields)}, or model_name_or_path"
         )
     return RunArguments(model, data, engine, model_fields)
+
+
+def choose_config(arguments: Sequence[str]) -> Path | None:
+    """The file that --config names; without it the embedded default, unless other data or a saved model are named."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dataset_name", "--dataset-name")
+    parser.add_argument("--model_name_or_path", "--model-name-or-path")
+    known, _ = parser.parse_known_args(arguments)
+    names_something = known.dataset_name or known.model_name_or_path
+    return known.config or (None if names_something else DEFAULT_CONFIG)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -168,7 +174,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
 
 def check_places(in_file: dict[str, Any], names: Sequence[str], path: Path | None) -> None:
     """Raises a ValueError for a field of a model that stands beside the flags."""
-    of_models = {f.name for kind in TOKENIZERS for f in fields(CONFIG_MAPPING[kind])}
+    of_models = {f.name for config in TOKENIZERS.values() for f in fields(config)}
     for name in of_models.intersection(in_file).difference(names):
         raise ValueError(f"{name} in {path} is a field of the model: put it under `model`")
 

@@ -172,7 +172,7 @@ def test_planned_fields_are_saved(tmp_path: Path):
 
 def test_fine_tuning_continues_from_a_saved_model(trained: tuple[Path, str], tmp_path: Path):
     base, _ = trained
-    saved = {"config_overrides": None, "model_name_or_path": base, "max_train_steps": 4}
+    saved = {"config_overrides": None, "model_name_or_path": base, "dataset_name": "digits", "max_train_steps": 4}
     train(tmp_path / "still", learning_rate=0, **saved)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "still"))
     parameters = dict(AutoModel.from_pretrained(base).named_parameters())
@@ -192,7 +192,8 @@ def test_fine_tuning_continues_from_a_saved_model(trained: tuple[Path, str], tmp
 
 def test_a_model_that_is_not_there_is_said_so(tmp_path: Path):
     name = str(tmp_path / "nowhere")
-    assert name in refused(tmp_path / "run", model_name_or_path=name, config_overrides=None)
+    choices = {"model_name_or_path": name, "dataset_name": "digits", "config_overrides": None}
+    assert name in refused(tmp_path / "run", **choices)
     assert not (tmp_path / "run").exists()
 
 
@@ -211,8 +212,8 @@ def test_the_folder_of_another_model_is_refused(trained: tuple[Path, str], tmp_p
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "vit"}')
-    for more in ({}, {"resume_from_checkpoint": "latest"}):
-        assert "already holds config.json" in refused(foreign, **more)
+    assert "already holds config.json" in refused(foreign)
+    assert "holds config.json but no run.yaml" in refused(foreign, resume_from_checkpoint="latest")
     assert contents(foreign) == {"config.json": b'{"model_type": "vit"}'}
 
 

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10")
     parser.add_argument("--steps", type=int, default=100, help="measured steps of each run")
     parser.add_argument("--rounds", type=int, default=1, help="how often the pair is repeated")
-    parser.add_argument("--dataloader_num_workers", type=int, default=1)
+    parser.add_argument("--dataloader_num_workers", type=int, default=0)
     parser.add_argument("--bare", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare is not None:
