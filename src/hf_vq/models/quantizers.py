@@ -132,7 +132,8 @@ def count_codes(counts: Tensor, sums: Tensor, rows: Tensor, image_tokens: Tensor
     Not when gradient checkpointing repeats the forward from inside the backward pass: each row counts once.
     """
     if torch._C._current_graph_task_id() == -1:
-        counts += torch.bincount(image_tokens, minlength=len(counts))
+        # Unlike bincount, this needs no look at the data, for which a GPU would have to wait.
+        counts.index_add_(0, image_tokens, torch.ones_like(image_tokens, dtype=counts.dtype))
         sums.index_add_(0, image_tokens, rows.to(sums.dtype))
 
 
