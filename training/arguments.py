@@ -116,7 +116,9 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     )
     check_names((word.partition("=")[0] for word in stray), [f"--{name}" for name in names], "flag")
     overrides = as_mapping(read_yaml(model.config_overrides or "", "config_overrides"), "config_overrides")
-    model_fields = convert_fields(TOKENIZERS[model.model_type], in_file_model | overrides)
+    config_class = TOKENIZERS[model.model_type]
+    check_names(in_file_model, list(own_fields(config_class)), f"field of the model {model.model_type} in {path}")
+    model_fields = convert_fields(config_class, in_file_model | overrides)
     if model.model_name_or_path and model_fields:
         raise ValueError(
             f"{model.model_name_or_path} brings its own config: drop {', '.join(model_fields)}, or model_name_or_path"
@@ -190,12 +192,17 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
 
 def convert_fields(config_class: type[PreTrainedConfig], given: dict[str, Any]) -> dict[str, Any]:
     """Fields of a model's config, numbers that YAML reads as strings (1e-4) converted, names and values checked."""
-    general = {f.name for f in fields(PreTrainedConfig)}
-    known = {f.name: f for f in fields(config_class) if f.name not in general}
+    known = own_fields(config_class)
     check_names(given, list(known), f"field of the model {config_class.model_type}")
-    converted = {name: convert_number(value, known[name].type) for name, value in given.items()}
+    converted = {name: convert_number(value, known[name]) for name, value in given.items()}
     config_class(**converted)
     return converted
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The fields that a config has beyond those of every config, with their types."""
+    general = {f.name for f in fields(PreTrainedConfig)}
+    return {f.name: f.type for f in fields(config_class) if f.name not in general}
 
 
 def convert_number(value: Any, kind: Any) -> Any:
