@@ -16,7 +16,7 @@ for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_ENDPOI
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest  # noqa: E402  the environment comes first
-import torch  # noqa: E402
+import torch  # noqa: E402  the environment comes first
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOCATORS = (

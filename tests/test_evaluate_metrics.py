@@ -8,7 +8,7 @@ from PIL import Image
 evaluate = pytest.importorskip("evaluate")
 
 from hf_vq import metrics  # noqa: E402  evaluate is optional
-from hf_vq.evaluate_metrics import CodePerplexity, CodeUsage, Mse, Psnr, Ssim  # noqa: E402
+from hf_vq.evaluate_metrics import CodePerplexity, CodeUsage, Mse, Psnr, Ssim  # noqa: E402  evaluate is optional
 
 
 @pytest.mark.parametrize("channels", [1, 3])

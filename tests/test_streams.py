@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -525,7 +525,10 @@ def test_a_continued_run_equals_the_uninterrupted_one(
 @streamed
 def test_a_second_rank_continues_too(parquet: Path, streaming: bool):
     rows = train_rows(parquet, streaming)
-    make: Callable[[], TrainBatches] = lambda: TrainBatches(rows, read_numbers, 4, seed=5, rank=1, world_size=2)  # noqa: E731
+
+    def make() -> TrainBatches:
+        return TrainBatches(rows, read_numbers, 4, seed=5, rank=1, world_size=2)
+
     states, expected = zip(*with_states(make(), 40), strict=True)
     for offset in range(0, 37, 5):
         batches = make()

@@ -7,7 +7,7 @@
 from collections.abc import Callable, Sequence
 
 import datasets
-import evaluate  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import evaluate  # type: ignore[import-not-found, import-untyped, unused-ignore]  # optional, and untyped
 import numpy as np
 import torch
 from PIL import Image

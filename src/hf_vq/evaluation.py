@@ -217,6 +217,6 @@ def _with_progress(batches: Iterable[dict[str, Tensor]], progress: bool) -> Iter
 
 def _images_by_length(batches: Iterable[dict[str, Tensor]], size: int) -> int | None:
     try:
-        return len(batches) * size  # type: ignore[arg-type]
+        return len(batches) * size  # type: ignore[arg-type]  # not every iterable has one: that is asked here
     except TypeError:  # a stream need not know
         return None

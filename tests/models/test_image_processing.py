@@ -88,7 +88,7 @@ def test_postprocess_takes_lists_single_images_and_bfloat16_and_clips(processor:
 )
 def test_postprocess_refuses(processor: VQImageProcessor, pixel_values: torch.Tensor, output_type: str, message: str):
     with pytest.raises(ValueError, match=message):
-        processor.postprocess(pixel_values, output_type=output_type)  # type: ignore[arg-type]
+        processor.postprocess(pixel_values, output_type=output_type)  # type: ignore[arg-type]  # it is what must be refused
 
 
 def test_rescaling_and_normalising_can_be_turned_off():

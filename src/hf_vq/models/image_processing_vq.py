@@ -78,7 +78,7 @@ class VQImageProcessor(PilBackend):
         }
         return cls(**{**settings, **kwargs})
 
-    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]  # upstream names the keywords
         _check_settings(kwargs["num_channels"], kwargs["downsampling_factor"])
         pictures = flatten_images(images)
         pixels: np.ndarray | list[np.ndarray] | None = self._stack_fitting(pictures, kwargs)

@@ -63,9 +63,14 @@ def keep_float32(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return careful
 
 
+def in_process_group() -> bool:
+    """Whether a process group exists now; it may be made after the model."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def world_sum(tensor: Tensor) -> Tensor:
-    """Sum of `tensor` over the processes of the group that exists now, if any; `tensor` itself is left alone."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """Sum of `tensor` over the processes of the group, if any; `tensor` itself is left alone."""
+    if not in_process_group():
         return tensor
     total = tensor.clone()
     torch.distributed.all_reduce(total)
@@ -73,10 +78,8 @@ def world_sum(tensor: Tensor) -> Tensor:
 
 
 def world_mean(tensor: Tensor) -> Tensor:
-    """Mean of `tensor` over the processes of the group that exists now, if any."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor
-    return world_sum(tensor) / torch.distributed.get_world_size()
+    """Mean of `tensor` over the processes of the group, if any."""
+    return world_sum(tensor) / torch.distributed.get_world_size() if in_process_group() else tensor
 
 
 def code_perplexity(image_tokens: Tensor, codebook_size: int) -> Tensor:
@@ -245,10 +248,8 @@ class EMAVectorQuantizer(VectorQuantizer):
         self.decay = decay
         self.codebook.weight.requires_grad_(False)
         self.register_buffer("cluster_size", torch.zeros(codebook_size, dtype=torch.float32))
-        counts, sums = (
-            torch.zeros(shape, dtype=torch.float32) for shape in (codebook_size, (codebook_size, codebook_dim))
-        )
-        self.register_buffer("pending_counts", counts, persistent=False)
+        self.register_buffer("pending_counts", torch.zeros(codebook_size, dtype=torch.float32), persistent=False)
+        sums = torch.zeros(codebook_size, codebook_dim, dtype=torch.float32)
         self.register_buffer("pending_sums", sums, persistent=False)
         # A broadcast from rank 0 would overwrite what the other ranks have counted.
         self._ddp_params_and_buffers_to_ignore = ["pending_counts", "pending_sums"]
