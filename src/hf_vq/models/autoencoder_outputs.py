@@ -1,6 +1,7 @@
 """What encode, decode and forward of a tokenizer return.
 
-Letters: B images, C channels, H x W pixels, K codes of dimension D, h x w token grid.
+Letters: B images, C channels, H x W pixels, M codebooks of K codes of dimension D, h x w token grid. With M > 1
+image_tokens have the shape `(B, h, w, M)`.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ class AutoencoderEncoderOutput(ModelOutput):
 
     Args:
         image_tokens (`torch.LongTensor` of shape `(B, h, w)`): codes in [0, K); the deterministic ones unless sampled.
-        last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): the latents, before quantization.
-        quantized_last_hidden_state (`torch.FloatTensor` of shape `(B, D, h, w)`): what the decoder gets.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, M * D, h, w)`): the latents, before quantization.
+        quantized_last_hidden_state (`torch.FloatTensor` of shape `(B, M * D, h, w)`): what the decoder gets.
         embedding_loss (`torch.FloatTensor` of shape `()`): the quantizer's part of the loss, if asked for.
         perplexity (`torch.FloatTensor` of shape `()`): of this batch's image_tokens, if the loss is asked for.
     """

@@ -1,10 +1,14 @@
 """What every tokenizer's config shares: the data it sees, the codebook, and the convolutional body."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+
+class Default(int):
+    """A default that can be told from the same number given by hand."""
 
 
 @strict
@@ -15,9 +19,10 @@ class AutoencoderConfig(PreTrainedConfig):
         num_channels: channels C of the images.
         image_size: height and width of the images that the processor makes; other multiples of
             `downsampling_factor` work too.
-        codebook_size: number of codes K.
+        codebook_size: number of codes K of each codebook.
         codebook_dim: dimension D of a code.
-        num_codebooks: number of codebooks M that share the latent channels. One, for now.
+        num_codebooks: number of codebooks M; each quantizes D of the M * D latent channels, so that a position has M
+            tokens.
         observation: distribution of an image given its tokens.
         hidden_channels: width after each stride-2 convolution; their number fixes the downsampling factor.
         num_residual_blocks: residual blocks in the encoder, and again in the decoder, all at the latent grid.
@@ -33,8 +38,8 @@ class AutoencoderConfig(PreTrainedConfig):
 
     num_channels: int = 3
     image_size: int = 32
-    codebook_size: int = 512
-    codebook_dim: int = 4
+    codebook_size: int = Default(512)
+    codebook_dim: int = Default(4)
     num_codebooks: int = 1
     observation: Literal["gaussian"] = "gaussian"
     hidden_channels: list[int] | tuple[int, ...] = (64, 128)
@@ -45,6 +50,11 @@ class AutoencoderConfig(PreTrainedConfig):
     latent_projection: bool = True
     output_activation: Literal["none", "sigmoid"] = "none"
     initializer_range: float | int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Only while a config is made does it matter who chose the numbers.
+        self.codebook_size, self.codebook_dim = int(self.codebook_size), int(self.codebook_dim)
+        super().__post_init__(**kwargs)
 
     @property
     def downsampling_factor(self) -> int:
@@ -57,6 +67,11 @@ class AutoencoderConfig(PreTrainedConfig):
         return self.num_codebooks * self.codebook_dim
 
     @property
+    def has_variance_head(self) -> bool:
+        """Whether the encoder predicts a variance beside the latents."""
+        return False
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Token grid (h, w) of an image of `image_size`."""
         side = self.image_size // self.downsampling_factor
@@ -64,14 +79,20 @@ class AutoencoderConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Every size is a positive whole number, and a codebook has something to choose from."""
-        for name in ("num_channels", "image_size", "codebook_dim", "num_residual_blocks", "residual_channels"):
+        sizes = (
+            "num_channels",
+            "image_size",
+            "codebook_dim",
+            "num_codebooks",
+            "num_residual_blocks",
+            "residual_channels",
+        )
+        for name in sizes:
             require_positive(self, name)
         if self.initializer_range is not None:
             require_positive(self, "initializer_range")
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
-        if self.num_codebooks != 1:
-            raise ValueError(f"num_codebooks must be 1, got {self.num_codebooks}: several are not supported yet")
 
     def validate_body(self) -> None:
         """The widths fit the image, the normalisation and the latents."""
@@ -102,4 +123,4 @@ def require_at_least_zero(config: PreTrainedConfig, name: str) -> None:
         raise ValueError(f"{name} must be zero or above, and finite, got {getattr(config, name)}")
 
 
-__all__ = ["AutoencoderConfig", "require_at_least_zero", "require_positive"]
+__all__ = ["AutoencoderConfig", "Default", "require_at_least_zero", "require_positive"]

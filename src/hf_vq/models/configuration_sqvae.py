@@ -12,10 +12,14 @@ class SQVAEConfig(AutoencoderConfig):
     r"""Config of an `SQVAEModel`; the shared fields are those of `AutoencoderConfig`.
 
     Args:
-        quantizer: distribution of the dequantization, `gaussian`.
-        covariance: `global`, one variance sigma_phi^2 for all latents (type I of the paper's Table 1).
-        variance_form: `product` makes sigma_phi^2 = exp(s), the paper's; `sum` makes it 1 + exp(s), the authors'
-            vision code, so that it cannot fall below 1.
+        quantizer: distribution of the dequantization: `gaussian`, or `vmf`, the von Mises-Fisher distribution of
+            directions (Section 4 of the paper), for which the variance is 1 / kappa.
+        covariance: of the Gaussian, by the types of the paper's Table 1: `global` (I), one variance sigma_phi^2 for all
+            latents; `per_sample` (II), one for each image; `per_latent` (III), one for each position; `diagonal` (IV),
+            one for each component of each position. All but the first come from a second head of the encoder.
+        variance_form: `product` makes sigma_phi^2 = exp(head + s), the paper's; `sum` makes it exp(head) + exp(s), the
+            authors' vision code. With `global`, head = 0, so that the sum cannot fall below 1. (`vmf`: kappa =
+            exp(-s), or 1 + exp(-s).)
         initial_variance: exp(s) at the start.
         variance_lr_scale: s = log(initial_variance) + variance_lr_scale * parameter, so that under Adam s learns that
             many times faster than the rest; 0 holds the variance fixed.
@@ -33,8 +37,8 @@ class SQVAEConfig(AutoencoderConfig):
 
     model_type = "hf_sqvae"
 
-    quantizer: Literal["gaussian"] = "gaussian"
-    covariance: Literal["global"] = "global"
+    quantizer: Literal["gaussian", "vmf"] = "gaussian"
+    covariance: Literal["global", "per_sample", "per_latent", "diagonal"] = "global"
     variance_form: Literal["product", "sum"] = "product"
     initial_variance: float | int = 1.0
     variance_lr_scale: float | int = 20.0
@@ -43,6 +47,19 @@ class SQVAEConfig(AutoencoderConfig):
     temperature_start: float | int = 1.0
     temperature_end: float | int = 0.4
     temperature_decay_steps: int = 10_000
+
+    @property
+    def has_variance_head(self) -> bool:
+        """Whether the encoder predicts a variance beside the latents."""
+        return self.covariance != "global"
+
+    def validate_quantizer(self) -> None:
+        """What belongs to the Gaussian is not asked of another."""
+        if self.quantizer == "vmf" and (self.covariance != "global" or self.dequantization_noise):
+            raise ValueError(
+                f"quantizer vmf has covariance global and no dequantization_noise, got {self.covariance} and "
+                f"{self.dequantization_noise}"
+            )
 
     def validate_annealing(self) -> None:
         """Variances and temperatures are positive, and the temperature does not rise."""

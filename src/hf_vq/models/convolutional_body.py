@@ -65,7 +65,11 @@ def residual_blocks(config: AutoencoderConfig) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """pixel_values (B, C, H, W) to latents (B, D, h, w): stride-2 convolutions, a 3x3 one, residual blocks."""
+    """pixel_values (B, C, H, W) to latents (B, M * D, h, w): stride-2 convolutions, a 3x3 one, residual blocks.
+
+    A variance head, where the config has one, is a second copy of whatever the latents leave by: of the 1x1 convolution
+    with `latent_projection`, of the last residual block without (the SQ-VAE authors).
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -74,18 +78,33 @@ class Encoder(nn.Module):
         stem = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.downsample = nn.Sequential(*(layer for conv in (*stages, stem) for layer in activated(config, conv)))
         self.blocks = residual_blocks(config)
-        self.to_latents = nn.Sequential()
-        if config.latent_projection:
-            projection = nn.Conv2d(widths[-1], config.latent_channels, 1)
-            self.to_latents.extend([*preactivation(config, widths[-1]), projection])
+        self.to_latents = nn.Sequential(*self.make_head(config)) if config.latent_projection else nn.Sequential()
+        self.to_log_variance: nn.Sequential | None = None
+        if config.has_variance_head:
+            head = self.make_head(config) if config.latent_projection else [ResidualBlock(config)]
+            self.to_log_variance = nn.Sequential(*head)
+        self.shares_last_block = config.latent_projection
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Latents of pixel_values."""
-        return self.to_latents(self.blocks(self.downsample(pixel_values)))
+    @staticmethod
+    def make_head(config: AutoencoderConfig) -> list[nn.Module]:
+        """Activation and 1x1 convolution to the latents' channels."""
+        width = config.hidden_channels[-1]
+        return [*preactivation(config, width), nn.Conv2d(width, config.latent_channels, 1)]
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents of pixel_values, and log_variance of the same shape where there is a head for it."""
+        *earlier, last = self.blocks
+        hidden_states = self.downsample(pixel_values)
+        for block in earlier:
+            hidden_states = block(hidden_states)
+        latest = last(hidden_states)
+        if self.to_log_variance is None:
+            return self.to_latents(latest), None
+        return self.to_latents(latest), self.to_log_variance(latest if self.shares_last_block else hidden_states)
 
 
 class Decoder(nn.Module):
-    """quantized (B, D, h, w) to the reconstruction (B, C, H, W): residual blocks, stride-2 transposed convolutions."""
+    """quantized (B, M * D, h, w) to the reconstruction (B, C, H, W): residual blocks, transposed convolutions."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """What a tokenizer accepts, and what it says to the rest."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,24 +28,26 @@ def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
 
 
 def tokens_on_grid(image_tokens: Tensor, config: AutoencoderConfig) -> Tensor:
-    """image_tokens, any integers, as int64 (B, h, w).
+    """image_tokens, any integers, as int64 (B, h, w), or (B, h, w, M) with M > 1 codebooks.
 
     Args:
-        image_tokens: (B, h, w), or flat (B, h * w) for the config's own grid.
+        image_tokens: of that shape, or flat (B, h * w * M), codebook fastest, for the config's own grid.
 
     Raises:
         ValueError: for a wrong type or shape, or codes outside [0, K).
     """
-    height, width = config.grid_size
+    (height, width), codebooks = config.grid_size, config.num_codebooks
+    own_shape = (height, width, codebooks)[: 3 if codebooks > 1 else 2]
     if image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
         raise ValueError(f"image_tokens must be integers, got {image_tokens.dtype}")
     image_tokens = image_tokens.long()
-    if image_tokens.ndim == 2 and image_tokens.shape[1] == height * width:
-        image_tokens = image_tokens.view(-1, height, width)
-    if image_tokens.ndim != 3:
+    if image_tokens.ndim == 2 and image_tokens.shape[1] == math.prod(own_shape):
+        image_tokens = image_tokens.view(-1, *own_shape)
+    if image_tokens.ndim != 1 + len(own_shape) or image_tokens.shape[3:] != own_shape[2:]:
+        letters = f"(B, h, w, {codebooks})" if codebooks > 1 else "(B, h, w)"
         raise ValueError(
-            f"image_tokens must have shape (B, h, w), or (B, {height * width}) for the model's own grid of "
-            f"{height} x {width}, got {tuple(image_tokens.shape)}"
+            f"image_tokens must have shape {letters}, or (B, {math.prod(own_shape)}) for the model's own grid of "
+            f"{' x '.join(map(str, own_shape))}, got {tuple(image_tokens.shape)}"
         )
     # Looking at values would break a compiled graph.
     if not torch.compiler.is_compiling() and image_tokens.numel():

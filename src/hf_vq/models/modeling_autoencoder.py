@@ -1,8 +1,9 @@
 """What every tokenizer shares: encode, decode and forward around a quantizer, and the likelihood of an image.
 
-Representations, in the order in which they arise (B images, C channels, D code dimension, h x w token grid):
-    pixel_values (B, C, H, W) float in [-1, 1] -> latents (B, D, h, w) -> image_tokens (B, h, w) in [0, K)
-    -> quantized (B, D, h, w) -> reconstruction (B, C, H, W), the mean of p(x | image_tokens).
+Representations, in the order in which they arise (B images, C channels, M codebooks of K codes of dimension D, h x w
+token grid): pixel_values (B, C, H, W) float in [-1, 1] -> latents (B, M * D, h, w) -> image_tokens (B, h, w), or
+(B, h, w, M) for M > 1, in [0, K) -> quantized (B, M * D, h, w) -> reconstruction (B, C, H, W), the mean of
+p(x | image_tokens).
 """
 
 import math
@@ -43,22 +44,21 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Convolutions scaled by fan-in or by initializer_range, codes N(0, 1), every buffer at its start value."""
+        """Convolutions scaled by fan-in or by initializer_range; the rest as each quantizer says, or at zero."""
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             self._init_convolution(module)
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             self._init_norm(module)
-        elif isinstance(module, nn.Embedding):
-            self._init_codebook(module)
-        else:
-            for name, parameter in module.named_parameters(recurse=False):
-                init.constant_(parameter, INITIAL_SCALARS.get(name, 0.0))
-            for name, buffer in module.named_buffers(recurse=False):
-                init.constant_(buffer, INITIAL_SCALARS.get(name, 0.0))
+        elif not isinstance(module, nn.Embedding):
+            self._init_state(module)
 
-    def _init_codebook(self, module: nn.Embedding) -> None:
-        """Codes N(0, 1) unless the family has a start of its own."""
-        init.normal_(module.weight)
+    def _init_state(self, module: nn.Module) -> None:
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            init.constant_(tensor, INITIAL_SCALARS.get(name, 0.0))
+        if isinstance(module, Quantizer):
+            for name, start in module.initial_state().items():
+                init.copy_(module.get_parameter(name), start)
 
     def _init_convolution(self, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
         if self.config.initializer_range is None:
@@ -152,11 +152,14 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         check_pixel_values(pixel_values, self.config)
         if return_loss and sample:
             raise ValueError("the loss belongs to the deterministic tokens: set return_loss or sample, not both")
-        latents = self.encoder(pixel_values.to(self._body_dtype))
+        latents, log_variance = self.encoder(pixel_values.to(self._body_dtype))
         if return_loss:
-            quantized, image_tokens, embedding_loss, perplexity = self.quantizer(latents)
+            quantized, image_tokens, embedding_loss, perplexity = self.quantizer(latents, log_variance)
             return AutoencoderEncoderOutput(image_tokens, latents, quantized, embedding_loss, perplexity)
-        image_tokens = self.quantizer.sample(latents, generator) if sample else self.quantizer.search(latents)
+        if sample:
+            image_tokens = self.quantizer.sample(latents, log_variance, generator)
+        else:
+            image_tokens = self.quantizer.search(latents, log_variance)
         return AutoencoderEncoderOutput(image_tokens, latents, self.quantizer.lookup(image_tokens))
 
     def decode(
@@ -165,8 +168,9 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         """Tokens, or quantized latents, to images.
 
         Args:
-            image_tokens: (B, h, w), or flat (B, h * w) for the model's own grid; int64 in [0, K).
-            quantized_last_hidden_state: (B, D, h, w), instead of the tokens.
+            image_tokens: (B, h, w[, M]), or flat (B, h * w * M), codebook fastest, for the model's own grid; int64 in
+                [0, K).
+            quantized_last_hidden_state: (B, M * D, h, w), instead of the tokens.
 
         Raises:
             ValueError: unless exactly one of the two is given, or if tokens have a wrong shape, type or value.
@@ -213,7 +217,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W) float, multiples of 2/255 from -1 to 1.
-            image_tokens: (B, h, w), or flat for the model's own grid.
+            image_tokens: (B, h, w[, M]), or flat for the model's own grid.
         """
         check_pixel_values(pixel_values, self.config)
         mean = self.decode(image_tokens).pixel_values
@@ -233,6 +237,10 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self.observation_variance.copy_(torch.where(images > 0, moved, self.observation_variance))
         self.pending_error.zero_()
         self._forwards_since_step = 0
+
+    def scalars(self) -> dict[str, Tensor]:
+        """What moves beside the weights and belongs in a log, by name; each ()."""
+        return {"observation_variance": self.observation_variance, **self.quantizer.scalars()}
 
     def fingerprint(self) -> str:
         """sha256 of what determines the tokens, 64 hexadecimal digits.

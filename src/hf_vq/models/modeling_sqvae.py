@@ -5,7 +5,15 @@ from torch import Tensor, nn
 
 from .configuration_sqvae import SQVAEConfig
 from .modeling_autoencoder import AutoencoderModel
-from .quantizers import AnnealedTemperature, DequantizationVariance, GaussianQuantizer, Quantizer, world_mean
+from .quantizers import Quantizer, world_mean
+from .stochastic_quantizers import (
+    AnnealedTemperature,
+    DequantizationVariance,
+    DiagonalGaussianQuantizer,
+    GaussianQuantizer,
+    InverseConcentration,
+    VonMisesFisherQuantizer,
+)
 
 
 class SQVAEModel(AutoencoderModel):
@@ -34,14 +42,22 @@ class SQVAEModel(AutoencoderModel):
         self.post_init()
 
     def make_quantizer(self) -> Quantizer:
-        """The Gaussian quantizer with its variance and temperature."""
+        """The quantizer that `config.quantizer` and `config.covariance` name, with its variance and temperature."""
         config = self.config
-        return GaussianQuantizer(
-            config.codebook_size,
-            config.codebook_dim,
-            DequantizationVariance(config.variance_form, config.initial_variance, config.variance_lr_scale),
-            AnnealedTemperature(config.temperature_start, config.temperature_end, config.temperature_decay_steps),
-            config.dequantization_noise,
+        shape = (config.codebook_size, config.codebook_dim, config.num_codebooks)
+        variance = (config.variance_form, config.initial_variance, config.variance_lr_scale)
+        temperature = AnnealedTemperature(
+            config.temperature_start, config.temperature_end, config.temperature_decay_steps
+        )
+        if config.quantizer == "vmf":
+            return VonMisesFisherQuantizer(*shape, variance=InverseConcentration(*variance), temperature=temperature)
+        gaussian = DiagonalGaussianQuantizer if config.covariance == "diagonal" else GaussianQuantizer
+        return gaussian(
+            *shape,
+            covariance=config.covariance,
+            dequantization_noise=config.dequantization_noise,
+            variance=DequantizationVariance(*variance),
+            temperature=temperature,
         )
 
     def reconstruction_loss(self, error: Tensor, elements: int) -> Tensor:

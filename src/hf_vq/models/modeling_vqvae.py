@@ -1,18 +1,25 @@
 """VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937)."""
 
-from torch import Tensor, nn
-from transformers import initialization as init
+from torch import Tensor
 
+from .codebook_care import CodebookCare
 from .configuration_vqvae import VQVAEConfig
+from .finite_scalar_quantizer import FiniteScalarQuantizer
 from .modeling_autoencoder import AutoencoderModel
-from .quantizers import EMAVectorQuantizer, Quantizer, VectorQuantizer
+from .quantizers import Quantizer
+from .vector_quantizers import (
+    EMAVectorQuantizer,
+    LinearCodebookQuantizer,
+    SoftEMVectorQuantizer,
+    VectorQuantizer,
+)
 
 
 class VQVAEModel(AutoencoderModel):
     """Nearest-code tokenizer with straight-through gradients.
 
     loss = mean squared error / data_variance + codebook term + commitment_weight * commitment term, all means over
-    elements; the codebook term is absent where the codebook moves by averages.
+    elements. The codebook term is absent where the codebook moves by averages, both are where latents are rounded.
 
     Example:
         >>> model = VQVAEModel.from_pretrained("org/vqvae-cifar10")
@@ -26,17 +33,24 @@ class VQVAEModel(AutoencoderModel):
         super().__init__(config)
         self.post_init()
 
-    def _init_codebook(self, module: nn.Embedding) -> None:
-        """Codes U(-1/K, 1/K): among codes nearer to zero than the latents, the direction of a latent decides."""
-        init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
-
     def make_quantizer(self) -> Quantizer:
         """The quantizer that `config.quantizer` names."""
         config = self.config
-        shared = (config.codebook_size, config.codebook_dim, config.commitment_weight)
-        if config.quantizer == "gradient":
-            return VectorQuantizer(*shared)
-        return EMAVectorQuantizer(*shared, decay=config.ema_decay)
+        if config.quantizer == "fsq":
+            return FiniteScalarQuantizer(config.levels, config.num_codebooks)
+        shape = (config.codebook_size, config.codebook_dim, config.num_codebooks)
+        cared_for = config.codebook_init == "kmeans" or config.revive_below > 0
+        shared = {
+            "commitment_weight": config.commitment_weight,
+            "gradient_estimator": config.gradient_estimator,
+            "normalize_codes": config.normalize_codes,
+            "care": CodebookCare(*shape, config.codebook_init == "kmeans", config.revive_below) if cared_for else None,
+        }
+        if config.quantizer == "ema":
+            return EMAVectorQuantizer(*shape, **shared, decay=config.ema_decay)
+        if config.quantizer == "soft_em":
+            return SoftEMVectorQuantizer(*shape, **shared, decay=config.ema_decay, num_samples=config.num_samples)
+        return (LinearCodebookQuantizer if config.codebook_transform == "linear" else VectorQuantizer)(*shape, **shared)
 
     def reconstruction_loss(self, error: Tensor, elements: int) -> Tensor:
         """Squared error as a share of the data's variance."""

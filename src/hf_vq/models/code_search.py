@@ -1,0 +1,157 @@
+"""Search, sampling and counting over codebooks, in chunks of rows: no N x K matrix is ever whole.
+
+Letters: M codebooks of K codes of dimension D; N rows for each. The operators are opaque to torch.compile, which
+neither breaks its graphs on them nor keeps what they make; while torch.export looks on, a search is a plain expression.
+"""
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Remote code of another repository may bring this file again: two copies must not register the same operators.
+NAMESPACE = re.sub(r"\W", "_", __name__)
+
+# Scores at once: on a CPU what stays in cache, on a GPU what keeps it busy.
+CPU_CHUNK, GPU_CHUNK = 2**19, 2**26
+
+
+def nearest_code(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Code (M, N) of the vector (M, K, D) nearest to each row (M, N, D), the first of equals.
+
+    Minimises ||e||^2 / 2 - z.e, which orders the vectors as the distance does.
+    """
+    return lowest_score(rows, vectors, vectors.square().sum(dim=-1) / 2)
+
+
+def likeliest_code(rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+    """Code (M, N) whose vector (M, K, D) minimises sum_d (z_d - e_d)^2 / variance_d; rows and variance (M, N, D).
+
+    Minimises the sum of e_d^2 / (2 variance_d) - e_d z_d / variance_d: one product of vectors twice as long.
+    """
+    rows, vectors = torch.cat([rows, -rows.new_tensor(0.5).expand_as(rows)], -1), torch.cat([vectors, vectors**2], -1)
+    return lowest_score(rows / torch.cat([variance, variance], -1), vectors, vectors.new_zeros(vectors.shape[:2]))
+
+
+def lowest_score(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """Code (M, N) that minimises offset - row.vector over the codes, the first of equals; offsets (M, K)."""
+    if torch.compiler.is_exporting():
+        return torch.baddbmm(offsets.unsqueeze(1), rows, vectors.mT, alpha=-1).argmin(dim=-1)
+    return lowest_score_in_chunks(rows, vectors, offsets)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::lowest_score", mutates_args=())
+def lowest_score_in_chunks(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    """`lowest_score`, a chunk of rows at a time: memory grows with neither N x K nor N x D."""
+    best = torch.empty(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for codebook, (own_rows, own_vectors, own_offsets) in enumerate(zip(rows, vectors, offsets, strict=True)):
+            search = BlockSearch(own_vectors, own_offsets)
+            for chunk in chunks(len(own_rows), search.num_codes, rows.device):
+                best[codebook, chunk] = search(own_rows[chunk])
+    return best
+
+
+@lowest_score_in_chunks.register_fake
+def _(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[:2], dtype=torch.int64)
+
+
+class BlockSearch:
+    """The index of the lowest of K scores, where `amin` is much faster than `min` with indices.
+
+    The codes lie in C blocks of R. `amin` finds the lowest score of each block, `min` the first best of the C blocks
+    and then the first best of its R codes. Codes are arranged so that the blocks are columns, which vectorises.
+    """
+
+    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
+        self.blocks, self.length = block_shape(len(vectors))
+        self.num_codes = self.blocks * self.length
+        missing = self.num_codes - len(vectors)
+        self.vectors = self.arrange(F.pad(vectors, (0, 0, 0, missing)))
+        self.offsets = self.arrange(F.pad(offsets, (0, missing), value=torch.inf))
+
+    def arrange(self, codes: Tensor) -> Tensor:
+        """Puts code c * R + r at position r * C + c."""
+        return codes.unflatten(0, (self.blocks, self.length)).transpose(0, 1).flatten(0, 1)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Best code (n,) of rows (n, D)."""
+        scores = torch.addmm(self.offsets, rows, self.vectors.T, alpha=-1)
+        if self.length == 1:
+            return scores.min(dim=1).indices
+        scores = scores.view(-1, self.length, self.blocks)
+        block = scores.amin(dim=1).min(dim=1).indices
+        own = block.view(-1, 1, 1).expand(-1, self.length, 1)
+        return block * self.length + scores.gather(2, own).squeeze(2).min(dim=1).indices
+
+
+def block_shape(num_codes: int) -> tuple[int, int]:
+    """Number and length of the blocks for K codes; few codes are blocks of one."""
+    if num_codes < 256:
+        return num_codes, 1
+    blocks = 64 if num_codes < 2048 else 256
+    return blocks, -(-num_codes // blocks)
+
+
+def chunks(num_rows: int, num_codes: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows whose scores against all codes fit the budget of the device."""
+    size = max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // num_codes)
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)
+
+
+def inverse_cdf(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Codes (..., N, S) drawn with probabilities softmax(log_weights) (..., N, K) by uniforms (..., N, S) in [0, 1)."""
+    cumulative = log_weights.softmax(dim=-1).cumsum(dim=-1)
+    codes = torch.searchsorted(cumulative, uniforms * cumulative[..., -1:], right=True)
+    return codes.clamp(max=log_weights.shape[-1] - 1)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::sample_codes", mutates_args=())
+def sample_codes(rows: Tensor, vectors: Tensor, scale: float, uniforms: Tensor) -> Tensor:
+    """Codes (M, N, S) drawn with probabilities softmax_k(-scale * ||z - e_k||^2), a chunk of rows at a time.
+
+    Args:
+        rows: (M, N, D).
+        vectors: (M, K, D).
+        uniforms: (M, N, S) in [0, 1), the randomness of the draw.
+    """
+    drawn = torch.empty(uniforms.shape, dtype=torch.int64, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for codebook, own_vectors in enumerate(vectors):
+            offsets = -scale * own_vectors.square().sum(dim=1)
+            for chunk in chunks(rows.shape[1], len(own_vectors), rows.device):
+                log_weights = torch.addmm(offsets, rows[codebook, chunk], own_vectors.T, alpha=2 * scale)
+                drawn[codebook, chunk] = inverse_cdf(log_weights, uniforms[codebook, chunk])
+    return drawn
+
+
+@sample_codes.register_fake
+def _(rows: Tensor, vectors: Tensor, scale: float, uniforms: Tensor) -> Tensor:
+    return uniforms.new_empty(uniforms.shape, dtype=torch.int64)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::count_codes", mutates_args=("counts", "sums"))
+def count_codes(counts: Tensor, sums: Tensor | None, rows: Tensor, codes: Tensor) -> None:
+    """Adds rows (M, N, D) to counts (M * K,) and sums (M * K, D) of their codes (M, N), or of S codes each, by 1 / S.
+
+    Not when gradient checkpointing repeats the forward from inside the backward pass: each row counts once.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        return
+    codes = codes.unsqueeze(-1) if codes.ndim == 2 else codes
+    num_codebooks, _, samples = codes.shape
+    first = torch.arange(num_codebooks, device=codes.device).view(-1, 1, 1) * (len(counts) // num_codebooks)
+    rows = rows.flatten(0, 1).to(counts.dtype)
+    ones = torch.ones_like(rows[:, 0])
+    for drawn in (codes + first).flatten(0, 1).unbind(dim=1):
+        # Unlike bincount, this needs no look at the data, for which a GPU would have to wait.
+        counts.index_add_(0, drawn, ones, alpha=1 / samples)
+        if sums is not None:
+            sums.index_add_(0, drawn, rows, alpha=1 / samples)
+
+
+__all__ = ["count_codes", "inverse_cdf", "likeliest_code", "nearest_code", "sample_codes"]

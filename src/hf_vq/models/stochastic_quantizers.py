@@ -1,0 +1,278 @@
+"""Quantizers that draw their codes and anneal themselves: SQ-VAE (Takida et al. 2022, arXiv 2205.07547).
+
+    GaussianQuantizer            one variance for all latents, for each image, for each position    types I, II, III
+    DiagonalGaussianQuantizer    one for each component of each position                             type IV
+    VonMisesFisherQuantizer      directions instead of positions                                     Section 4
+
+Encoder, codebook and variances learn by one loss: no straight-through, no commitment, no restart. As the decoder's
+sigma^2 falls, so does the quantizer's sigma_phi^2, and the posterior becomes deterministic by itself (Proposition 1).
+Letters as in quantizers.py: M codebooks, N positions, K codes of dimension D.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .code_search import inverse_cdf, likeliest_code
+from .quantizer_noise import gaussian_noise, gumbel_noise, uniform_noise
+from .quantizers import Quantizer, RowOutput, pick, to_rows
+
+# As in the authors' code; a narrower Gaussian has scores that float32 cannot tell from infinity.
+LEAST_VARIANCE = 1e-10
+
+
+class DequantizationVariance(nn.Module):
+    """sigma_phi^2: one learned scalar, and what the encoder says of its own latents.
+
+    Args:
+        form: `product` for exp(head + s), the paper's; `sum` for exp(head) + exp(s), the authors' vision code. Without
+            a head, head = 0.
+        initial: exp(s) at the start.
+        lr_scale: s = log(initial) + lr_scale * parameter.
+    """
+
+    def __init__(self, form: str, initial: float, lr_scale: float) -> None:
+        super().__init__()
+        self.form = form
+        self.initial = initial
+        self.lr_scale = lr_scale
+        self.log_ratio = nn.Parameter(torch.zeros(()))
+
+    def forward(self, head: Tensor | None = None) -> Tensor:
+        """The variance, in the shape of the head; () without one."""
+        shared = self.initial * (self.lr_scale * self.log_ratio).exp()
+        own = torch.ones_like(shared) if head is None else head.exp()
+        return (own + shared if self.form == "sum" else own * shared).clamp(min=LEAST_VARIANCE)
+
+
+class InverseConcentration(DequantizationVariance):
+    """1 / kappa of a von Mises-Fisher distribution: `product` for exp(s), `sum` for the authors' kappa = 1 + exp(-s)."""
+
+    def forward(self, head: Tensor | None = None) -> Tensor:
+        """1 / kappa, ()."""
+        variance = super().forward(head)
+        return 1 - 1 / variance if self.form == "sum" else variance
+
+
+class AnnealedTemperature(nn.Module):
+    """Temperature that decays exponentially from `start` to `end` over `decay_steps`, then stays.
+
+    Buffers:
+        steps (): optimizer steps taken; float, since dtype casts of a kept-in-float32 module reach integers too.
+    """
+
+    steps: Tensor
+
+    def __init__(self, start: float, end: float, decay_steps: int) -> None:
+        super().__init__()
+        self.start = start
+        self.log_ratio = math.log(end / start)
+        self.decay_steps = decay_steps
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        """The temperature of the coming step, ()."""
+        return self.start * (self.log_ratio * (self.steps / self.decay_steps).clamp(max=1)).exp()
+
+    def step(self) -> None:
+        """Advances by one optimizer step."""
+        self.steps += 1
+
+
+class StochasticQuantizer(Quantizer):
+    """A posterior over codes, relaxed in training, and its argmax in evaluation.
+
+    Training relaxes the draw from P(z_q = b_k | Z) to a Gumbel-softmax. The loss is regulariser - entropy in nats per
+    image, summed over positions and codebooks: an average would change the method. A subclass writes `scores` and
+    `regulariser`.
+
+    Args:
+        variance: gives sigma_phi^2 (von Mises-Fisher: 1 / kappa).
+        temperature: gives the temperature of the relaxation.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        num_codebooks: int = 1,
+        *,
+        variance: DequantizationVariance,
+        temperature: AnnealedTemperature,
+        normalize_codes: bool = False,
+    ) -> None:
+        super().__init__(codebook_size, codebook_dim, num_codebooks, normalize_codes)
+        self.variance = variance
+        self.temperature = temperature
+
+    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+        """log P(z_q = b_k | Z) up to a constant of each row: (M, N, K) for rows (M, N, D) and vectors (M, K, D)."""
+        raise NotImplementedError
+
+    def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
+        """What Z costs given z_q, (M, N), for rows and quantized (M, N, D)."""
+        raise NotImplementedError
+
+    def row_variance(self, log_variance: Tensor | None) -> Tensor:
+        """The variance as it meets rows: () or (M or 1, N, D or 1)."""
+        return self.variance()
+
+    def dequantize(self, rows: Tensor, variance: Tensor) -> tuple[Tensor, float]:
+        """Z for latents (M, N, D), and what its noise adds to the regulariser of a position on average."""
+        return rows, 0.0
+
+    def quantize_rows(self, rows: Tensor, variance: Tensor) -> RowOutput:  # type: ignore[override]  # never None here
+        if not self.training:
+            codes, vectors = self.search_rows(rows, variance), self.vectors()
+            quantized = pick(vectors, codes)
+            log_posterior = self.scores(rows, vectors, variance).log_softmax(dim=-1)
+            return RowOutput(quantized, codes, self.regulariser(rows, quantized, variance) - entropy(log_posterior))
+        noisy, constant = self.dequantize(rows, variance)
+        vectors = self.vectors()
+        log_posterior = self.scores(noisy, vectors, variance).log_softmax(dim=-1)
+        mixture = ((log_posterior + gumbel_noise(log_posterior)) / self.temperature()).softmax(dim=-1)
+        quantized = mixture @ vectors
+        codes = log_posterior.argmax(dim=-1) if noisy is rows else self.search_rows(rows, variance)
+        loss = self.regulariser(noisy, quantized, variance) - constant - entropy(log_posterior)
+        return RowOutput(quantized, codes, loss)
+
+    def reduce_loss(self, loss: Tensor, batch: int) -> Tensor:
+        return loss.sum() / batch
+
+    def sample(
+        self, latents: Tensor, log_variance: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """image_tokens drawn from the posterior P(z_q | latents)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            rows = self.rows(latents)
+            log_posterior = self.scores(rows, self.vectors(), self.row_variance(log_variance))
+            drawn = inverse_cdf(log_posterior, uniform_noise(rows, 1, generator)).squeeze(-1)
+        return self.to_tokens(drawn, latents)
+
+    def statistics(self, latents: Tensor, log_variance: Tensor | None = None) -> dict[str, Tensor]:
+        """posterior_entropy (nats per token), argmax_probability (the expected share of draws that equal the
+        deterministic token) and dequantization_variance, means over the batch."""
+        with torch.autocast(latents.device.type, enabled=False):
+            rows, variance = self.rows(latents), self.row_variance(log_variance)
+            log_posterior = self.scores(rows, self.vectors(), variance).log_softmax(dim=-1)
+            return {
+                "posterior_entropy": entropy(log_posterior).mean(),
+                "argmax_probability": log_posterior.amax(dim=-1).exp().mean(),
+                "dequantization_variance": variance.mean(),
+            }
+
+    def scalars(self) -> dict[str, Tensor]:
+        """dequantization_variance, as far as it does not depend on the image, and temperature."""
+        return {"dequantization_variance": self.variance(), "temperature": self.temperature()}
+
+    def step(self) -> None:
+        self.temperature.step()
+
+
+class GaussianQuantizer(StochasticQuantizer):
+    """Gaussian dequantization of one variance for all, for each image, or for each position (types I, II, III).
+
+    P(z_q = b_k | Z) = softmax_k(-||b_k - z||^2 / (2 sigma_phi^2)) (Eq. 7), regulariser ||z - z_q||^2 / (2 sigma_phi^2)
+    (Eq. 8 and Table 1). The deterministic code is the nearest.
+
+    Args:
+        covariance: `global`, `per_sample` or `per_latent`; the latter two take the mean of the encoder's log_variance.
+        dequantization_noise: whether training draws Z ~ N(latents, sigma_phi^2 I) instead of taking its mean. Logits
+            and regulariser then use the noisy Z, the latter less its constant D / 2 per code.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        num_codebooks: int = 1,
+        *,
+        covariance: str = "global",
+        dequantization_noise: bool = False,
+        **shared: Any,
+    ) -> None:
+        super().__init__(codebook_size, codebook_dim, num_codebooks, **shared)
+        self.covariance = covariance
+        self.dequantization_noise = dequantization_noise
+
+    def row_variance(self, log_variance: Tensor | None) -> Tensor:
+        if self.covariance == "global":
+            return self.variance()
+        if log_variance is None:
+            raise ValueError(f"the covariance {self.covariance} needs the log_variance that the encoder gives")
+        pooled = self.pool(log_variance.to(torch.promote_types(log_variance.dtype, torch.float32)))
+        return self.variance(pooled)
+
+    def pool(self, log_variance: Tensor) -> Tensor:
+        """The encoder's log_variance (B, M * D, *grid) for each position, (1, N, 1)."""
+        axes = 1 if self.covariance == "per_latent" else tuple(range(1, log_variance.ndim))
+        pooled = log_variance.mean(dim=axes, keepdim=True)
+        return pooled.expand(-1, 1, *log_variance.shape[2:]).reshape(1, -1, 1)
+
+    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+        # ||z||^2 is the same for every code, and left out.
+        return torch.baddbmm(-vectors.square().sum(dim=-1).unsqueeze(1) / 2, rows, vectors.mT) / variance
+
+    def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
+        return ((rows - quantized).square() / (2 * variance)).sum(dim=-1)
+
+    def dequantize(self, rows: Tensor, variance: Tensor) -> tuple[Tensor, float]:
+        if not self.dequantization_noise:
+            return rows, 0.0
+        return rows + variance.sqrt() * gaussian_noise(rows), rows.shape[-1] / 2
+
+
+class DiagonalGaussianQuantizer(GaussianQuantizer):
+    """Gaussian dequantization with a variance for each component of each position (type IV).
+
+    Logits -sum_d w_d (b_d - z_d)^2 / 2 with w = 1 / sigma_phi^2 are two products, never an (N, D, K) tensor. The
+    deterministic code is their argmax, not the nearest one.
+    """
+
+    def pool(self, log_variance: Tensor) -> Tensor:
+        return to_rows(log_variance, self.num_codebooks)
+
+    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+        return (rows / variance) @ vectors.mT - (0.5 / variance).expand_as(rows) @ vectors.square().mT
+
+    def search_rows(self, rows: Tensor, variance: Tensor | None = None) -> Tensor:
+        vectors = self.vectors().detach().to(rows.dtype)
+        return likeliest_code(rows.detach(), vectors, variance.detach().expand_as(rows))
+
+
+class VonMisesFisherQuantizer(StochasticQuantizer):
+    """Latents and codes on the unit sphere, and a von Mises-Fisher dequantization of concentration kappa (Section 4).
+
+    P(z_q = b_k | Z) = softmax_k(kappa b_k . z), regulariser kappa (1 - z_q . z): linear in z_q, which is a mixture in
+    training. 1 / kappa stands in the variance's place.
+
+    Args:
+        variance: an `InverseConcentration`.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, num_codebooks: int = 1, **shared: Any) -> None:
+        super().__init__(codebook_size, codebook_dim, num_codebooks, normalize_codes=True, **shared)
+
+    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+        return rows @ vectors.mT / variance
+
+    def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
+        return (1 - (rows * quantized).sum(dim=-1)) / variance
+
+
+def entropy(log_posterior: Tensor) -> Tensor:
+    """-sum_k p_k log p_k (M, N) of log p (M, N, K)."""
+    return -(log_posterior.exp() * log_posterior).sum(dim=-1)
+
+
+__all__ = [
+    "AnnealedTemperature",
+    "DequantizationVariance",
+    "DiagonalGaussianQuantizer",
+    "GaussianQuantizer",
+    "InverseConcentration",
+    "StochasticQuantizer",
+    "VonMisesFisherQuantizer",
+]
