@@ -9,13 +9,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Remote code of another repository may bring this file again: two copies must not register the same operators.
 NAMESPACE = re.sub(r"\W", "_", __name__)
 
 # Scores at once: on a CPU what stays in cache, on a GPU what keeps it busy.
-CPU_CHUNK, GPU_CHUNK = 2**19, 2**26
+CPU_CHUNK, GPU_CHUNK = 2**20, 2**26
 
 
 def nearest_code(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -46,11 +45,13 @@ def lowest_score(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
 def lowest_score_in_chunks(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     """`lowest_score`, a chunk of rows at a time: memory grows with neither N x K nor N x D."""
     best = torch.empty(rows.shape[:2], dtype=torch.int64, device=rows.device)
+    block = block_length(vectors.shape[1])
+    vectors, offsets = fill_blocks(vectors, block), fill_blocks(offsets, block)
     with torch.autocast(rows.device.type, enabled=False):
         for codebook, (own_rows, own_vectors, own_offsets) in enumerate(zip(rows, vectors, offsets, strict=True)):
-            search = BlockSearch(own_vectors, own_offsets)
-            for chunk in chunks(len(own_rows), search.num_codes, rows.device):
-                best[codebook, chunk] = search(own_rows[chunk])
+            for chunk in chunks(len(own_rows), len(own_vectors), rows.device):
+                scores = torch.addmm(own_offsets, own_rows[chunk], own_vectors.T, alpha=-1)
+                best[codebook, chunk] = first_lowest(scores, block)
     return best
 
 
@@ -59,41 +60,31 @@ def _(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     return rows.new_empty(rows.shape[:2], dtype=torch.int64)
 
 
-class BlockSearch:
-    """The index of the lowest of K scores, where `amin` is much faster than `min` with indices.
+def first_lowest(scores: Tensor, block: int) -> Tensor:
+    """Index (n,) of the lowest score in each row (n, K), the first of equals.
 
-    The codes lie in C blocks of R. `amin` finds the lowest score of each block, `min` the first best of the C blocks
-    and then the first best of its R codes. Codes are arranged so that the blocks are columns, which vectorises.
+    On a CPU `amin` vectorises and `min` with indices does not: the first takes the lowest of each block, the second
+    then finds the first best block, and the first best in it.
     """
-
-    def __init__(self, vectors: Tensor, offsets: Tensor) -> None:
-        self.blocks, self.length = block_shape(len(vectors))
-        self.num_codes = self.blocks * self.length
-        missing = self.num_codes - len(vectors)
-        self.vectors = self.arrange(F.pad(vectors, (0, 0, 0, missing)))
-        self.offsets = self.arrange(F.pad(offsets, (0, missing), value=torch.inf))
-
-    def arrange(self, codes: Tensor) -> Tensor:
-        """Puts code c * R + r at position r * C + c."""
-        return codes.unflatten(0, (self.blocks, self.length)).transpose(0, 1).flatten(0, 1)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Best code (n,) of rows (n, D)."""
-        scores = torch.addmm(self.offsets, rows, self.vectors.T, alpha=-1)
-        if self.length == 1:
-            return scores.min(dim=1).indices
-        scores = scores.view(-1, self.length, self.blocks)
-        block = scores.amin(dim=1).min(dim=1).indices
-        own = block.view(-1, 1, 1).expand(-1, self.length, 1)
-        return block * self.length + scores.gather(2, own).squeeze(2).min(dim=1).indices
+    if block == 1:
+        return scores.min(dim=1).indices
+    blocks = scores.view(-1, block)
+    best = blocks.amin(dim=1).view(len(scores), -1).min(dim=1).indices
+    first = torch.arange(len(scores), device=scores.device) * (scores.shape[1] // block)
+    return best * block + blocks.index_select(0, first + best).min(dim=1).indices
 
 
-def block_shape(num_codes: int) -> tuple[int, int]:
-    """Number and length of the blocks for K codes; few codes are blocks of one."""
+def fill_blocks(codes: Tensor, block: int) -> Tensor:
+    """Codes (M, K, ...) with the last one repeated until the blocks are full; being no better, it is never found."""
+    missing = -codes.shape[1] % block
+    return torch.cat([codes, codes[:, -1:].expand(-1, missing, *codes.shape[2:])], dim=1) if missing else codes
+
+
+def block_length(num_codes: int) -> int:
+    """Scores in a block for K codes: few codes are searched one by one."""
     if num_codes < 256:
-        return num_codes, 1
-    blocks = 64 if num_codes < 2048 else 256
-    return blocks, -(-num_codes // blocks)
+        return 1
+    return 64 if num_codes <= 4096 else 128
 
 
 def chunks(num_rows: int, num_codes: int, device: torch.device) -> Iterator[slice]:

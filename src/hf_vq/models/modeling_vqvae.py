@@ -1,5 +1,7 @@
 """VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937)."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .codebook_care import CodebookCare
@@ -37,10 +39,10 @@ class VQVAEModel(AutoencoderModel):
         """The quantizer that `config.quantizer` names."""
         config = self.config
         if config.quantizer == "fsq":
-            return FiniteScalarQuantizer(config.levels, config.num_codebooks)
+            return FiniteScalarQuantizer(config.levels or (), config.num_codebooks)
         shape = (config.codebook_size, config.codebook_dim, config.num_codebooks)
         cared_for = config.codebook_init == "kmeans" or config.revive_below > 0
-        shared = {
+        shared: dict[str, Any] = {
             "commitment_weight": config.commitment_weight,
             "gradient_estimator": config.gradient_estimator,
             "normalize_codes": config.normalize_codes,

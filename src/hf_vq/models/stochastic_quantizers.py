@@ -48,7 +48,7 @@ class DequantizationVariance(nn.Module):
 
 
 class InverseConcentration(DequantizationVariance):
-    """1 / kappa of a von Mises-Fisher distribution: `product` for exp(s), `sum` for the authors' kappa = 1 + exp(-s)."""
+    """1 / kappa of a von Mises-Fisher distribution: `product` for exp(s), `sum` for 1 / (1 + exp(-s)), the authors'."""
 
     def forward(self, head: Tensor | None = None) -> Tensor:
         """1 / kappa, ()."""
@@ -237,7 +237,7 @@ class DiagonalGaussianQuantizer(GaussianQuantizer):
     def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
         return (rows / variance) @ vectors.mT - (0.5 / variance).expand_as(rows) @ vectors.square().mT
 
-    def search_rows(self, rows: Tensor, variance: Tensor | None = None) -> Tensor:
+    def search_rows(self, rows: Tensor, variance: Tensor) -> Tensor:  # type: ignore[override]  # never None here
         vectors = self.vectors().detach().to(rows.dtype)
         return likeliest_code(rows.detach(), vectors, variance.detach().expand_as(rows))
 

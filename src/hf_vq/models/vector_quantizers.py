@@ -6,7 +6,8 @@
     LinearCodebookQuantizer    ... by one linear map of all codes   SimVQ, arXiv 2411.02038
 
 Each passes gradients straight through or by the rotation trick (arXiv 2410.06424), and each but the last may be given
-care: a k-means start and revival of dead codes. Letters as in quantizers.py: M codebooks, N positions, K codes of dimension D.
+care: a k-means start and revival of dead codes. Letters as in quantizers.py: M codebooks, N positions, K codes of
+dimension D.
 """
 
 from typing import Any
