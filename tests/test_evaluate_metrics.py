@@ -35,3 +35,13 @@ def test_code_metrics():
     counts = torch.tensor([[2, 1, 5, 0]])
     assert CodePerplexity().compute(predictions=tokens, codebook_size=4) == {"perplexity": metrics.perplexity(counts)}
     assert CodeUsage().compute(predictions=tokens, codebook_size=4) == {"usage": 0.75}
+
+
+def test_code_metrics_of_several_codebooks():
+    tokens = [[0, 3, 0, 2], [1, 2, 0, 2, 0, 0]]  # codebook fastest; grids of 1x2 and 1x3
+    counts = torch.tensor([[4, 1, 0, 0], [1, 0, 3, 1]])
+    settings = {"predictions": tokens, "codebook_size": 4, "num_codebooks": 2}
+    assert CodePerplexity().compute(**settings) == {"perplexity": metrics.perplexity(counts)}
+    assert CodeUsage().compute(**settings) == {"usage": 5 / 8}
+    with pytest.raises(ValueError, match=r"predictions have \[1, 3\] tokens, no multiples of num_codebooks=2"):
+        CodeUsage().compute(predictions=[[0, 1], [0, 1, 2], [0]], codebook_size=4, num_codebooks=2)

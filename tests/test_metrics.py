@@ -1,10 +1,15 @@
 """The metrics against scikit-image, scipy and loops written from their definitions."""
 
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from scipy.linalg import sqrtm
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
@@ -133,6 +138,25 @@ def test_count_codes_equals_a_loop(num_codebooks):
     assert torch.equal(counts.compute(), expected)
 
 
+@pytest.mark.parametrize("num_codebooks", [1, 3])
+def test_flat_tokens_count_as_those_on_the_grid(num_codebooks):
+    tokens = torch.randint(0, 6, (2, 4, 5, num_codebooks), generator=torch.Generator().manual_seed(0))
+    expected = count_codes(tokens, 6, num_codebooks)
+    assert torch.equal(count_codes(tokens.flatten(1), 6, num_codebooks), expected)
+    assert torch.equal(count_codes(tokens.flatten(), 6, num_codebooks), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_codebooks"),
+    [((2, 4, 4), 3), ((2, 4, 6), 3), ((2, 4, 4, 2), 3), ((2, 16), 3), ((2, 4, 4, 3), 1), ((2, 4, 4, 6), 3)],
+    ids=["one-codebook", "width-divisible", "two", "flat", "several-as-one", "multiple"],
+)
+def test_tokens_of_another_number_of_codebooks_are_refused(shape, num_codebooks):
+    # Counting them would mix codebooks, and nobody would see it.
+    with pytest.raises(ValueError, match=rf"{re.escape(str(shape))} do not fit {num_codebooks} codebooks"):
+        count_codes(torch.zeros(shape, dtype=torch.int64), 4, num_codebooks)
+
+
 @pytest.mark.parametrize("token", [-1, 4])
 def test_a_token_out_of_range_is_refused(token):
     with pytest.raises(ValueError, match=rf"\[0, 4\), got .*{token}"):
@@ -214,3 +238,38 @@ def test_a_distance_needs_two_images():
     assert distance.compute() is None
     distance.update(torch.ones(1, 3), torch.zeros(1, 3))
     assert distance.compute() is None
+
+
+# Two processes.
+
+
+def tokens_of(rank: int) -> torch.Tensor:
+    """Unequal numbers of images, three codebooks of 8; a code that only one of the processes sees in each."""
+    generator = torch.Generator().manual_seed(rank)
+    tokens = torch.randint(0, 4, (2 + 3 * rank, 4, 4, 3), generator=generator)
+    tokens[0, 0, 0] = torch.tensor([5, 6, 7]) if rank else torch.tensor([4, 4, 4])
+    return tokens
+
+
+def count_on_a_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    counts = CodeCounts(8, 3)
+    for part in tokens_of(rank).split(2):
+        counts.update(part)
+    joint, again = counts.compute(), counts.compute()
+    assert torch.equal(joint, again)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([joint.tolist(), perplexity(joint), usage(joint)]))
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_codebook_by_codebook(tmp_path):
+    mp.spawn(count_on_a_rank, args=(str(tmp_path),), nprocs=2)
+    joint = torch.cat([tokens_of(0), tokens_of(1)]).reshape(-1, 3)
+    counts = [[int((joint[:, book] == code).sum()) for code in range(8)] for book in range(3)]
+    assert counts[0] != counts[1] != counts[2]
+    for rank in range(2):
+        found, joint_perplexity, joint_usage = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == counts
+        assert joint_perplexity == pytest.approx(naive_perplexity(counts), rel=1e-12)
+        assert joint_usage == pytest.approx(sum(sum(map(bool, row)) for row in counts) / 24)

@@ -1,6 +1,7 @@
 """The facade: ids of any mix of images, in order, and back; the habits of a text tokenizer; errors that help."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from hf_vq import VQVAEConfig, VQVAEModel
+from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.token_grids import on_grid, to_encoding
 from hf_vq.tokenizer import ImageTokenizer
@@ -26,9 +27,12 @@ def registered() -> None:
     AutoImageProcessor.register(VQVAEConfig, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 
 
-def make_tokenizer(**settings: Any) -> ImageTokenizer:
+def make_tokenizer(quantizer: str = "ema", **settings: Any) -> ImageTokenizer:
     torch.manual_seed(0)
-    config = VQVAEConfig(
+    stochastic = quantizer in ("gaussian", "vmf")
+    config_class, model_class = (SQVAEConfig, SQVAEModel) if stochastic else (VQVAEConfig, VQVAEModel)
+    config = config_class(
+        quantizer=quantizer,
         image_size=16,
         codebook_size=CODES,
         hidden_channels=[8, 16],
@@ -36,7 +40,7 @@ def make_tokenizer(**settings: Any) -> ImageTokenizer:
         num_residual_blocks=1,
         **settings,
     )
-    return ImageTokenizer(VQVAEModel(config).eval(), VQImageProcessor.for_config(config))
+    return ImageTokenizer(model_class(config).eval(), VQImageProcessor.for_config(config))
 
 
 @pytest.fixture
@@ -142,7 +146,7 @@ def test_it_has_the_habits_of_a_text_tokenizer(tok: ImageTokenizer):
 def test_tokens_are_canonical(tok: ImageTokenizer):
     image = pictures((16, 16))[0]
     ids, seen = tok.encode(image), []
-    tok.model.encoder.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+    tok.model.encoder.register_forward_hook(lambda *arguments: seen.append(arguments[2][0].dtype))
     tok.model.train()
     with torch.autocast("cpu", torch.bfloat16):
         assert tok.encode(image) == ids
@@ -196,6 +200,8 @@ def test_the_bar_shows_only_when_it_takes_long(
     tok: ImageTokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     images = pictures(*[(16, 16)] * 8)
+    assert sys.modules["hf_vq.tokenizer"].SECONDS_BEFORE_BAR == 2
+    monkeypatch.setattr(sys.modules["hf_vq.tokenizer"], "SECONDS_BEFORE_BAR", 3600)
     tok.batch_decode(tok(images, batch_size=1).input_ids, batch_size=1)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.modules["hf_vq.tokenizer"], "SECONDS_BEFORE_BAR", 1e-9)
@@ -219,7 +225,7 @@ def test_the_bar_shows_only_when_it_takes_long(
         ([0.5] * 16, None, "sequence 0 holds torch.float32: ids are integers"),
         ([True] * 16, None, "sequence 0 holds torch.bool"),
         (["a"] * 16, None, "sequence 0 is no list of ids"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), None, r"sequence 0 has shape \(4, 4\)"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), None, r"sequence 0 has shape \(4, 4\).*flatten\(1\)"),
     ],
     ids=[
         "start",
@@ -243,15 +249,86 @@ def test_bad_ids_are_named(tok: ImageTokenizer, ids: Any, grid: Any, message: st
         tok.decode(ids, grid)
 
 
+QUANTIZERS: dict[str, dict[str, Any]] = {
+    "gradient": {"quantizer": "gradient", "normalize_codes": True},
+    "ema": {"quantizer": "ema"},
+    "soft_em": {"quantizer": "soft_em"},
+    "linear": {"quantizer": "gradient", "codebook_transform": "linear"},
+    "fsq": {"quantizer": "fsq", "levels": [4, 4], "codebook_dim": 2},
+    "gaussian_I": {"quantizer": "gaussian"},
+    "gaussian_IV": {"quantizer": "gaussian", "covariance": "diagonal"},
+    "vmf": {"quantizer": "vmf"},
+}
+
+
+def flat(image_tokens: torch.Tensor) -> list[int]:
+    """The ids of (h, w) or (h, w, M) tokens, written as the loops that define their order."""
+    return [int(code) for row in image_tokens for position in row for code in position.reshape(-1)]
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2, 3])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_ids_are_the_tokens_of_the_model_and_decode_as_they_do(name: str, num_codebooks: int):
+    tok = make_tokenizer(**QUANTIZERS[name], num_codebooks=num_codebooks)
+    for (image,) in map(pictures, [(16, 16), (8, 20), (28, 12)]):
+        grid = (image.height // 4, image.width // 4)
+        with torch.no_grad():
+            pixel_values = tok.processor(image, return_tensors="pt", **KEEP_SIZE).pixel_values
+            tokens = tok.model.encode(pixel_values).image_tokens
+            drawn = torch.randint(CODES, tokens.shape, generator=torch.Generator().manual_seed(0))
+            expected = tok.processor.postprocess(tok.model.decode(drawn).pixel_values)[0]
+        assert tokens.shape == (1, *grid) + ((num_codebooks,) if num_codebooks > 1 else ())
+        assert tok(image, **KEEP_SIZE) == {"input_ids": [flat(tokens[0])], "image_grid_hw": [list(grid)]}
+        ids = flat(drawn[0])
+        assert len(ids) == math.prod(grid) * num_codebooks
+        for decoded in (tok.decode(ids, grid), *tok.batch_decode(np.array([ids]), [grid])):
+            assert np.array_equal(decoded, expected)
+        if grid == (4, 4):
+            assert np.array_equal(tok.decode(torch.tensor(ids)), expected)
+            assert np.array_equal(tok.processor.postprocess(decode_flat(tok, ids))[0], expected)
+
+
+@torch.no_grad()
+def decode_flat(tok: ImageTokenizer, ids: list[int]) -> torch.Tensor:
+    """The model's own flat form, (B, h * w * M)."""
+    return tok.model.decode(torch.tensor([ids])).pixel_values
+
+
+def test_several_codebooks_save_and_load(tmp_path: Path):
+    tok = make_tokenizer(num_codebooks=3)
+    assert repr(tok) == "ImageTokenizer(VQVAEModel, vocab_size=16, grid=4x4, num_codebooks=3)"
+    images = pictures((16, 16), (30, 20))
+    ids = tok(images).input_ids
+    assert np.shape(ids) == (2, 48) and len({tuple(row[book::3]) for row in ids for book in range(3)}) == 6
+    tok.save_pretrained(tmp_path)
+    loaded = ImageTokenizer.from_pretrained(tmp_path)
+    assert loaded(images).input_ids == ids
+    assert loaded(images, return_tensors="pt").input_ids.tolist() == ids
+    for image, other in zip(loaded.batch_decode(ids), tok.decode(ids), strict=True):
+        assert np.array_equal(image, other)
+
+
+@pytest.mark.parametrize(
+    ("count", "grid", "message"),
+    [
+        (47, None, "47 ids: a model of 3 codebooks has 3 for each position"),
+        (16, None, "16 ids: a model of 3 codebooks has 3"),
+        (36, None, "36 ids, not those of a grid of 3x3 with 3 codebooks: a grid that is not square"),
+        (48, (4, 5), "48 ids, not those of a grid of 4x5 with 3 codebooks: pass its own image_grid_hw"),
+    ],
+    ids=["no-multiple", "one-codebook", "not-square", "other-grid"],
+)
+def test_counts_that_do_not_fit_the_codebooks_are_named(count: int, grid: Any, message: str):
+    tok = make_tokenizer(num_codebooks=3)
+    with pytest.raises(ValueError, match=f"sequence 0 has {message}"):
+        tok.decode([0] * count, grid)
+
+
 def test_several_codebooks_share_a_position():
     ids = torch.arange(12)
     tokens = on_grid(ids, (2, 3), codes=12, codebooks=2, index=0)
     assert tokens.shape == (2, 3, 2) and tokens[0, 1].tolist() == [2, 3]
     assert to_encoding([tokens], None) == {"input_ids": [ids.tolist()], "image_grid_hw": [[2, 3]]}
-    with pytest.raises(ValueError, match="11 ids: the model has 2 for each position"):
-        on_grid(ids[:11], None, 12, 2, 0)
-    with pytest.raises(ValueError, match="12 ids, not those of a grid of 2x2 with 2 codebooks"):
-        on_grid(ids, None, 12, 2, 0)
 
 
 @pytest.mark.parametrize("images", [[], iter(())], ids=["list", "iterator"])

@@ -66,22 +66,27 @@ class _CodeMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))})
-        return _info(self.key, "predictions: image tokens, flat; codebook_size.", features)
+        inputs = "predictions: image tokens, flat, codebook fastest; codebook_size; num_codebooks, 1 by default."
+        return _info(self.key, inputs, features)
 
-    def _compute(self, predictions: Sequence[Sequence[int]], codebook_size: int) -> dict[str, float]:
+    def _compute(
+        self, predictions: Sequence[Sequence[int]], codebook_size: int, num_codebooks: int = 1
+    ) -> dict[str, float]:
+        if uneven := sorted({len(row) for row in predictions if len(row) % num_codebooks}):
+            raise ValueError(f"predictions have {uneven[:8]} tokens, no multiples of num_codebooks={num_codebooks}")
         tokens = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in predictions]))
-        return {self.key: type(self).function(metrics.count_codes(tokens, codebook_size))}
+        return {self.key: type(self).function(metrics.count_codes(tokens, codebook_size, num_codebooks))}
 
 
 class CodePerplexity(_CodeMetric):
-    """`metrics.perplexity` of all tokens together; compute(predictions=..., codebook_size=K)."""
+    """`metrics.perplexity` of all tokens together; compute(predictions=..., codebook_size=K, num_codebooks=M)."""
 
     key = "perplexity"
     function = staticmethod(metrics.perplexity)
 
 
 class CodeUsage(_CodeMetric):
-    """`metrics.usage` of all tokens together; compute(predictions=..., codebook_size=K)."""
+    """`metrics.usage` of all tokens together; compute(predictions=..., codebook_size=K, num_codebooks=M)."""
 
     key = "usage"
     function = staticmethod(metrics.usage)

@@ -107,12 +107,15 @@ def count_codes(image_tokens: Tensor, codebook_size: int, num_codebooks: int = 1
     """How often each code occurs.
 
     Args:
-        image_tokens: (B, h, w) integers in [0, K), or (B, h, w, M) when there are M > 1 codebooks.
+        image_tokens: integers in [0, K), (B, h, w), with M > 1 codebooks (B, h, w, M); or flat, codebook fastest.
         codebook_size, num_codebooks: K and M.
 
     Returns: (M, K) int64.
-    Raises: ValueError if a token is out of range.
+    Raises: ValueError if a token is out of range, or the shape is not that of M codebooks.
     """
+    shape, most = tuple(image_tokens.shape), 3 if num_codebooks == 1 else 2
+    if shape[-1] != num_codebooks and (len(shape) > most or shape[-1] % num_codebooks):
+        raise ValueError(f"image_tokens of shape {shape} do not fit {num_codebooks} codebooks: (B, h, w, M), or flat")
     rows = image_tokens.long().reshape(-1, num_codebooks)
     if rows.numel() and not 0 <= (extremes := rows.aminmax()).min <= extremes.max < codebook_size:
         raise ValueError(
@@ -204,7 +207,7 @@ class CodeCounts:
         self.counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64, device=device)
 
     def update(self, image_tokens: Tensor) -> None:
-        """Adds a batch of image tokens, (B, h, w) or (B, h, w, M). Raises: ValueError if a token is out of range."""
+        """Adds a batch of image tokens; shapes and errors as `count_codes`."""
         num_codebooks, codebook_size = self.counts.shape
         self.counts += count_codes(image_tokens, codebook_size, num_codebooks).to(self.counts.device)
 
@@ -282,10 +285,8 @@ def _check_images(originals: Tensor, reconstructions: Tensor) -> None:
         if images.dtype != torch.uint8:
             raise TypeError(f"{name} must be uint8 images in 0..255, got {images.dtype}: round and clip them first")
     if originals.shape != reconstructions.shape or originals.ndim != 4:
-        raise ValueError(
-            "originals and reconstructions must have one shape (B, C, H, W), "
-            f"got {tuple(originals.shape)} and {tuple(reconstructions.shape)}"
-        )
+        shapes = f"{tuple(originals.shape)} and {tuple(reconstructions.shape)}"
+        raise ValueError(f"originals and reconstructions must have one shape (B, C, H, W), got {shapes}")
 
 
 def over_ranks(tensor: Tensor, operation: str = "sum") -> Tensor:

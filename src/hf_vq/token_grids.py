@@ -53,7 +53,10 @@ def to_ids(sequence: Any, index: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"sequence {index} is no list of ids: {error}") from error
     if ids.ndim != 1:
-        raise ValueError(f"sequence {index} has shape {tuple(ids.shape)}: the ids of an image are one flat list.")
+        raise ValueError(
+            f"sequence {index} has shape {tuple(ids.shape)}: the ids of an image are one flat list, "
+            f"image_tokens.flatten(1) of a model's."
+        )
     if len(ids) and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
         raise ValueError(f"sequence {index} holds {ids.dtype}: ids are integers.")
     return ids.to("cpu", torch.int64)
@@ -95,8 +98,8 @@ def on_grid(ids: Tensor, grid: Grid | None, codes: int, codebooks: int, index: i
     """
     if len(ids) == 0 or len(ids) % codebooks:
         raise ValueError(
-            f"sequence {index} has {len(ids)} ids: the model has {codebooks} for each position of a grid, and at "
-            f"least one position."
+            f"sequence {index} has {len(ids)} ids: a model of {codebooks} codebook{'s' * (codebooks > 1)} has "
+            f"{codebooks} for each position of a grid, and at least one position."
         )
     least, most = int(ids.min()), int(ids.max())
     if least < 0 or most >= codes:

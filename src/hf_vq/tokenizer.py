@@ -78,15 +78,17 @@ class ImageTokenizer:
         return cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **kwargs))
 
     def __repr__(self) -> str:
-        grid = "x".join(map(str, self.model.config.grid_size))
-        return f"ImageTokenizer({type(self.model).__name__}, vocab_size={self.vocab_size}, grid={grid})"
+        config = self.model.config
+        grid = "x".join(map(str, config.grid_size))
+        codebooks = f", num_codebooks={config.num_codebooks}" if config.num_codebooks > 1 else ""
+        return f"ImageTokenizer({type(self.model).__name__}, vocab_size={self.vocab_size}, grid={grid}{codebooks})"
 
     def __len__(self) -> int:
         return self.vocab_size
 
     @property
     def vocab_size(self) -> int:
-        """Number of codes K: every id is in [0, K)."""
+        """Number of codes K of a codebook: every id is in [0, K), whichever of the M codebooks it belongs to."""
         return self.model.config.codebook_size
 
     def __call__(
