@@ -139,6 +139,7 @@ def train_short(
     learning_rate: float,
     seed: int,
     on_step: OnStep | None = None,
+    progress: bool = True,
 ) -> float:
     """Trains by Adam, the learning rate falling to 0 along a cosine. Batches run across the end of an epoch.
 
@@ -148,6 +149,7 @@ def train_short(
         seed: of the order of the images and of the default generator, from which quantizers draw; the weights are
             the caller's.
         on_step: called as on_step(step, model, output) after each step, counted from 1.
+        progress: show a bar with images per second and the time left.
 
     Returns: images per second.
 
@@ -159,7 +161,7 @@ def train_short(
     torch.manual_seed(seed)
     model.train()
     began = time.perf_counter()
-    with tqdm(total=steps * batch_size, desc="train", unit="img", mininterval=2) as bar:
+    with tqdm(total=steps * batch_size, desc="train", unit="img", mininterval=2, disable=not progress) as bar:
         for step, batch in enumerate(_batches(pixels, epochs, batch_size, seed), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
