@@ -131,11 +131,11 @@ class StochasticQuantizer(Quantizer):
             return RowOutput(quantized, codes, self.regulariser(rows, quantized, variance) - entropy(log_posterior))
         noisy, constant = self.dequantize(rows, variance)
         vectors = self.vectors()
-        log_posterior = self.scores(noisy, vectors, variance).log_softmax(dim=-1)
-        mixture = ((log_posterior + gumbel_noise(log_posterior)) / self.temperature()).softmax(dim=-1)
+        scores = self.scores(noisy, vectors, variance)
+        mixture, uncertainty = RelaxedDraw.apply(scores, gumbel_noise(scores), self.temperature())
         quantized = mixture @ vectors
-        codes = log_posterior.argmax(dim=-1) if noisy is rows else self.search_rows(rows, variance)
-        loss = self.regulariser(noisy, quantized, variance) - constant - entropy(log_posterior)
+        codes = scores.argmax(dim=-1) if noisy is rows else self.search_rows(rows, variance)
+        loss = self.regulariser(noisy, quantized, variance) - constant - uncertainty
         return RowOutput(quantized, codes, loss)
 
     def reduce_loss(self, loss: Tensor, batch: int) -> Tensor:
@@ -212,8 +212,10 @@ class GaussianQuantizer(StochasticQuantizer):
         return pooled.expand(-1, 1, *log_variance.shape[2:]).reshape(1, -1, 1)
 
     def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        # ||z||^2 is the same for every code, and left out.
-        return torch.baddbmm(-vectors.square().sum(dim=-1).unsqueeze(1) / 2, rows, vectors.mT) / variance
+        # (z.e - ||e||^2 / 2) / variance, one product; ||z||^2 is the same for every code, and left out.
+        precision = variance.reciprocal().expand(*rows.shape[:-1], 1)
+        half_norms = vectors.square().sum(dim=-1, keepdim=True) / 2
+        return torch.cat([rows * precision, -precision], dim=-1) @ torch.cat([vectors, half_norms], dim=-1).mT
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         return ((rows - quantized).square() / (2 * variance)).sum(dim=-1)
@@ -235,7 +237,8 @@ class DiagonalGaussianQuantizer(GaussianQuantizer):
         return to_rows(log_variance, self.num_codebooks)
 
     def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        return (rows / variance) @ vectors.mT - (0.5 / variance).expand_as(rows) @ vectors.square().mT
+        precision = variance.reciprocal()
+        return torch.baddbmm(-precision / 2 @ vectors.square().mT, rows * precision, vectors.mT)
 
     def search_rows(self, rows: Tensor, variance: Tensor) -> Tensor:  # type: ignore[override]  # never None here
         vectors = self.vectors().detach().to(rows.dtype)
@@ -260,6 +263,31 @@ class VonMisesFisherQuantizer(StochasticQuantizer):
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         return (1 - (rows * quantized).sum(dim=-1)) / variance
+
+
+class RelaxedDraw(torch.autograd.Function):
+    """Gumbel-softmax of scores, and the entropy of their softmax, with a backward pass in few steps over (M, N, K).
+
+    forward(scores, noise, temperature): scores (M, N, K) and Gumbel noise alike, temperature (), to the mixture
+    softmax((scores + noise) / temperature) (M, N, K) and H = -sum_k p_k log p_k (M, N) of p = softmax(scores).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, noise: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        mixture = (scores + noise).div_(temperature).softmax(dim=-1)
+        log_posterior = scores.log_softmax(dim=-1)
+        uncertainty = entropy(log_posterior)
+        ctx.save_for_backward(mixture, temperature, log_posterior, uncertainty)
+        return mixture, uncertainty
+
+    @staticmethod
+    def backward(ctx: Any, of_mixture: Tensor, of_entropy: Tensor) -> tuple[Tensor, None, None]:
+        mixture, temperature, log_posterior, uncertainty = ctx.saved_tensors
+        through_mixture = of_mixture - (of_mixture * mixture).sum(dim=-1, keepdim=True)
+        # dH / d score_k = -p_k (log p_k + H)
+        through_entropy = (log_posterior + uncertainty.unsqueeze(-1)).mul_(of_entropy.unsqueeze(-1))
+        gradient = through_mixture.mul_(mixture).div_(temperature)
+        return gradient.addcmul_(log_posterior.exp(), through_entropy, value=-1), None, None
 
 
 def entropy(log_posterior: Tensor) -> Tensor:
