@@ -47,6 +47,7 @@ HELD_OUT = 5000
 WARM_UP_STEPS, TIMED_STEPS, ROUNDS = 10, 60, 5
 STEPS_BETWEEN_COUNTS = 20
 TIMES_FILE = "times.json"
+SETTINGS = ("dataset_name", "epochs", "batch_size", "learning_rate", "mixed_precision")
 
 
 class Job(NamedTuple):
@@ -96,6 +97,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="autocast of the forward")
     parser.add_argument("--limit", type=int, help="only the first images of each split, for a trial")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     help_processes = "jobs at once, each with one thread; 0 trains in this process; by default the cores"
@@ -115,7 +117,7 @@ def training_pixels(dataset_name: str, limit: int | None) -> tuple[torch.Tensor,
 def plan(options: argparse.Namespace, pixels: torch.Tensor) -> list[Job]:
     """The jobs, the first seed of every row first, so that a run that is cut short has all rows."""
     steps = planned_steps(len(pixels), options.epochs, options.batch_size)
-    shared = {name: getattr(options, name) for name in ("dataset_name", "epochs", "batch_size", "learning_rate")}
+    shared = {name: getattr(options, name) for name in SETTINGS}
     # Rounded, so that another machine's last bit is not another setting.
     known = {"temperature_decay_steps": steps, "data_variance": round(data_variance(pixels), 6)}
     jobs = []
@@ -201,7 +203,7 @@ def train_and_measure(job: Job, seen: Any) -> dict[str, Any]:
             with seen.get_lock():
                 seen.value += STEPS_BETWEEN_COUNTS * settings["batch_size"]
 
-    options = {name: settings[name] for name in ("epochs", "batch_size", "learning_rate", "seed")}
+    options = {name: settings[name] for name in ("epochs", "batch_size", "learning_rate", "seed", "mixed_precision")}
     rate = train_short(model, pixels, **options, on_step=count, progress=False)
     evaluation = evaluate_short(model, load_pixels(settings["dataset_name"], "test", job.limit))
     tokens = model.config.grid_size[0] * model.config.grid_size[1] * model.config.num_codebooks
@@ -221,7 +223,9 @@ def build(job: Job) -> Any:
     """The model of a job, its weights drawn from the job's seed."""
     torch.manual_seed(job.settings["seed"])
     model_class = ROWS[job.settings["row"]].model_class
-    return model_class(model_class.config_class(**job.settings["model"])).to(job.settings["device"])
+    return model_class(model_class.config_class(**job.settings["model"])).to(
+        job.settings["device"], memory_format=torch.channels_last
+    )
 
 
 def time_rows(jobs: Sequence[Job], pixels: torch.Tensor, output_dir: Path) -> None:
@@ -256,7 +260,7 @@ def rate_of(job: Job, pixels: torch.Tensor) -> float:
             marks[step] = time.perf_counter()
 
     taken = pixels[: (WARM_UP_STEPS + TIMED_STEPS) * batch_size]
-    options = {name: job.settings[name] for name in ("batch_size", "learning_rate", "seed")}
+    options = {name: job.settings[name] for name in ("batch_size", "learning_rate", "seed", "mixed_precision")}
     train_short(build(job), taken, **options, epochs=1, on_step=mark, progress=False)
     return TIMED_STEPS * batch_size / (marks[WARM_UP_STEPS + TIMED_STEPS] - marks[WARM_UP_STEPS])
 

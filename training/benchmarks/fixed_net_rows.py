@@ -36,7 +36,6 @@ ROWS = {
     "gradient": _vq("gradient", "gradient"),
     "ema": _vq("EMA, no cures", "ema"),
     "ema-cured": _vq("EMA, k-means, revival", "ema", **CURES),
-    "gradient-rotation": _vq("gradient, rotation", "gradient", gradient_estimator="rotation"),
     "ema-cured-rotation": _vq("EMA, k-means, revival, rotation", "ema", **CURES, gradient_estimator="rotation"),
     "ema-normalized": _vq("EMA, k-means, normalised codes", "ema", codebook_init="kmeans", normalize_codes=True),
     "linear-codebook": _vq("linear codebook (SimVQ)", "gradient", codebook_transform="linear"),

@@ -138,6 +138,7 @@ def train_short(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    mixed_precision: str = "no",
     on_step: OnStep | None = None,
     progress: bool = True,
 ) -> float:
@@ -148,6 +149,7 @@ def train_short(
         pixels: (N, C, H, W) uint8.
         seed: of the order of the images and of the default generator, from which quantizers draw; the weights are
             the caller's.
+        mixed_precision: "no", or "bf16" for autocast of the forward; quantizers stay in float32 either way.
         on_step: called as on_step(step, model, output) after each step, counted from 1.
         progress: show a bar with images per second and the time left.
 
@@ -165,7 +167,8 @@ def train_short(
         for step, batch in enumerate(_batches(pixels, epochs, batch_size, seed), start=1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-            output = model(to_pixel_values(batch.to(model.device)))
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+                output = model(to_pixel_values(batch.to(model.device)))
             output.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
