@@ -3,17 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from .annealing import AnnealedTemperature, DequantizationVariance, InverseConcentration
 from .configuration_sqvae import SQVAEConfig
 from .modeling_autoencoder import AutoencoderModel
 from .quantizers import Quantizer, world_mean
-from .stochastic_quantizers import (
-    AnnealedTemperature,
-    DequantizationVariance,
-    DiagonalGaussianQuantizer,
-    GaussianQuantizer,
-    InverseConcentration,
-    VonMisesFisherQuantizer,
-)
+from .stochastic_quantizers import DiagonalGaussianQuantizer, GaussianQuantizer, VonMisesFisherQuantizer
 
 
 class SQVAEModel(AutoencoderModel):
