@@ -47,7 +47,9 @@ HELD_OUT = 5000
 WARM_UP_STEPS, TIMED_STEPS, ROUNDS = 10, 60, 5
 STEPS_BETWEEN_COUNTS = 20
 TIMES_FILE = "times.json"
+DONE = ": done"
 SETTINGS = ("dataset_name", "epochs", "batch_size", "learning_rate", "mixed_precision")
+OF_A_STEP = ("batch_size", "learning_rate", "mixed_precision", "seed")
 
 
 class Job(NamedTuple):
@@ -144,29 +146,41 @@ def is_done(job: Job) -> bool:
 
 
 def work_off(jobs: Sequence[Job], num_processes: int) -> list[str]:
-    """Runs the jobs, `num_processes` at once; returns what went wrong, and with which."""
+    """Runs the jobs, `num_processes` at once, or with 0 in this process; returns what went wrong, and with which."""
     context = multiprocessing.get_context("spawn")
     seen = context.Value("q", 0)  # images of all jobs, for the bar
-    waiting, running, failures = deque(jobs), {}, []
-    in_terminal = sys.stderr.isatty()
-    with tqdm(
-        total=sum(job.images for job in jobs), unit="img", miniters=1, mininterval=1 if in_terminal else 60
-    ) as bar:
+    waiting, failures = deque(jobs), []
+    running: dict[Any, Job] = {}
+    pace = {"miniters": 1, "mininterval": 1 if sys.stderr.isatty() else 60}
+    with tqdm(total=sum(job.images for job in jobs), unit="img", **pace) as bar:
         while waiting or running:
-            while waiting and len(running) < max(1, num_processes):
+            while waiting and len(running) < num_processes:
                 job = waiting.popleft()
                 process = context.Process(target=run_job, args=(job, seen), daemon=True)
-                process.start() if num_processes else run_job(job, seen)
+                process.start()
                 running[process] = job
             if num_processes:
                 wait([process.sentinel for process in running], timeout=1)
+                over = [process for process in running if not process.is_alive()]
+                outcomes = [_outcome(running.pop(process), process.exitcode) for process in over]
+            else:
+                run_job(waiting[0], seen)
+                outcomes = [_outcome(waiting.popleft(), None)]
             bar.update(seen.value - bar.n)
-            for process in [process for process in running if not (num_processes and process.is_alive())]:
-                job = running.pop(process)
-                if not job.path.exists():
-                    failures.append(f"{job.name}: {_reason(job, process.exitcode if num_processes else None)}")
-                tqdm.write(f"{'done' if job.path.exists() else 'FAILED'}: {job.name}")
+            for outcome in outcomes:
+                tqdm.write(outcome)
+            failures += [outcome for outcome in outcomes if not outcome.endswith(DONE)]
     return failures
+
+
+def _outcome(job: Job, exit_code: int | None) -> str:
+    """What became of a job: the last line of its error; one that was killed has left none."""
+    if job.path.exists():
+        return f"{job.name}{DONE}"
+    error_file = _error_file(job)
+    if not error_file.exists():
+        return f"{job.name}: ended with exit code {exit_code} and without a word"
+    return f"{job.name}: {error_file.read_text().strip().splitlines()[-1]} ({error_file})"
 
 
 def run_job(job: Job, seen: Any) -> None:
@@ -185,13 +199,6 @@ def _error_file(job: Job) -> Path:
     return job.path.with_suffix(".error.txt")
 
 
-def _reason(job: Job, exit_code: int | None) -> str:
-    """The last line of its error; a job that was killed has left none."""
-    if not _error_file(job).exists():
-        return f"ended with exit code {exit_code} and without a word"
-    return f"{_error_file(job).read_text().strip().splitlines()[-1]} ({_error_file(job)})"
-
-
 def train_and_measure(job: Job, seen: Any) -> dict[str, Any]:
     """One training, and the test images through `hf_vq.evaluation`."""
     settings = job.settings
@@ -203,7 +210,7 @@ def train_and_measure(job: Job, seen: Any) -> dict[str, Any]:
             with seen.get_lock():
                 seen.value += STEPS_BETWEEN_COUNTS * settings["batch_size"]
 
-    options = {name: settings[name] for name in ("epochs", "batch_size", "learning_rate", "seed", "mixed_precision")}
+    options = {name: settings[name] for name in ("epochs", *OF_A_STEP)}
     rate = train_short(model, pixels, **options, on_step=count, progress=False)
     evaluation = evaluate_short(model, load_pixels(settings["dataset_name"], "test", job.limit))
     tokens = model.config.grid_size[0] * model.config.grid_size[1] * model.config.num_codebooks
@@ -222,10 +229,9 @@ def train_and_measure(job: Job, seen: Any) -> dict[str, Any]:
 def build(job: Job) -> Any:
     """The model of a job, its weights drawn from the job's seed."""
     torch.manual_seed(job.settings["seed"])
-    model_class = ROWS[job.settings["row"]].model_class
-    return model_class(model_class.config_class(**job.settings["model"])).to(
-        job.settings["device"], memory_format=torch.channels_last
-    )
+    model_class: Any = ROWS[job.settings["row"]].model_class
+    model = model_class(model_class.config_class(**job.settings["model"]))
+    return model.to(job.settings["device"], memory_format=torch.channels_last)
 
 
 def time_rows(jobs: Sequence[Job], pixels: torch.Tensor, output_dir: Path) -> None:
@@ -240,11 +246,12 @@ def time_rows(jobs: Sequence[Job], pixels: torch.Tensor, output_dir: Path) -> No
             rates[job.settings["row"]].append(rate_of(job, pixels))
     path = output_dir / TIMES_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
-    for name, measured in rates.items():
-        known[name] = {"images_per_second": statistics.median(measured), "rounds": measured, "machine": machine()}
-        print(
-            f"{ROWS[name].label:36}{known[name]['images_per_second']:8.0f}   {', '.join(f'{r:.0f}' for r in measured)}"
-        )
+    for job in jobs:
+        name = job.settings["row"]
+        measured = {"images_per_second": statistics.median(rates[name]), "rounds": rates[name]}
+        known[name] = {**measured, "settings": job.settings, "machine": machine(job.settings["device"])}
+        rounds = ", ".join(f"{rate:.0f}" for rate in rates[name])
+        print(f"{ROWS[name].label:36}{measured['images_per_second']:8.0f}   of {rounds}")
     output_dir.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(known, indent=2) + "\n")
 
@@ -260,14 +267,16 @@ def rate_of(job: Job, pixels: torch.Tensor) -> float:
             marks[step] = time.perf_counter()
 
     taken = pixels[: (WARM_UP_STEPS + TIMED_STEPS) * batch_size]
-    options = {name: job.settings[name] for name in ("batch_size", "learning_rate", "seed", "mixed_precision")}
+    options = {name: job.settings[name] for name in OF_A_STEP}
     train_short(build(job), taken, **options, epochs=1, on_step=mark, progress=False)
     return TIMED_STEPS * batch_size / (marks[WARM_UP_STEPS + TIMED_STEPS] - marks[WARM_UP_STEPS])
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What the rates belong to."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from run_log import refuse_other_settings
 # Metric -> decimals.
 MEASURED = {"psnr": 2, "psnr_of_mse": 2, "ssim": 3, "perplexity": 0, "usage": 3}
 OF_A_ROW = ("row", "seed", "model")
+OF_A_RATE = ("batch_size", "mixed_precision", "device")
 
 Record = dict[str, Any]
 
@@ -30,6 +31,9 @@ def report(output_dir: Path, times_file: str) -> str:
     found = read_results(output_dir)
     times_path = output_dir / times_file
     times = json.loads(times_path.read_text()) if times_path.exists() else {}
+    for name in times.keys() & found.keys():
+        there, here = times[name]["settings"], found[name][0]["settings"]
+        refuse_other_settings(times_path, *({key: of[key] for key in OF_A_RATE} for of in (there, here)))
     text = "\n".join([*describe(found, times), "", *table(found, times), ""])
     (output_dir / "table.md").write_text(text, encoding="utf-8")
     draw(found, output_dir / "figure.png")
@@ -58,18 +62,24 @@ def describe(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) ->
     """What the numbers were taken on, and with."""
     records = [record for of_row in found.values() for record in of_row]
     settings, versions = records[0]["settings"], records[0]["versions"]
-    commits = sorted({str(record["git_commit"])[:12] for record in records})
+    commits = sorted({_short(str(record["git_commit"])) for record in records})
     machines = sorted({times[name]["machine"] for name in found if name in times})
     seeds = sorted({record["settings"]["seed"] for record in records})
     lines = [
         f"{settings['dataset_name']}: {settings['images']:,} training images x {settings['epochs']} epochs, batches of "
-        f"{settings['batch_size']}, Adam {settings['learning_rate']:g} falling to 0 along a cosine; "
+        f"{settings['batch_size']}, {'bf16' if settings['mixed_precision'] == 'bf16' else 'float32'}, "
+        f"Adam {settings['learning_rate']:g} falling to 0 along a cosine; "
         f"{int(records[0]['metrics']['num_images']):,} test images, deterministic tokens. Mean ± half the range over "
         f"{len(seeds)} seeds; torch {versions['torch']}, commit {', '.join(commits)}.",
     ]
     if machines:
         lines.append(f"images/s: training steps on one thread, each row alone and in turn ({', '.join(machines)}).")
     return lines
+
+
+def _short(commit: str) -> str:
+    digits, _, dirty = commit.partition("-")
+    return f"{digits[:8]} with changes" if dirty else digits[:8]
 
 
 def table(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) -> list[str]:

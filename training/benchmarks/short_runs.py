@@ -174,7 +174,7 @@ def train_short(
             optimizer.zero_grad()
             model.step()
             if (step % STEPS_BETWEEN_CHECKS == 0 or step == steps) and not bool(output.loss.isfinite()):
-                raise FloatingPointError(f"the loss is {float(output.loss)} at step {step} of {steps}")
+                raise FloatingPointError(f"the loss is {output.loss.item()} at step {step} of {steps}")
             if on_step is not None:
                 on_step(step, model, output)
             bar.update(batch_size)
