@@ -78,8 +78,8 @@ class VQVAEConfig(AutoencoderConfig):
         """The options belong to the quantizer."""
         if self.levels is not None:
             self._require("levels", "quantizer", ("fsq",))
-            if min(self.levels, default=0) < 2:
-                raise ValueError(f"levels must each be at least 2, got {list(self.levels)}")
+            if min(self.levels, default=0) < 3:
+                raise ValueError(f"levels must each be at least 3 (better 5), got {list(self.levels)}")
         learned = ("gradient", "ema", "soft_em")
         for name in ("codebook_init", "revive_below", "gradient_estimator", "normalize_codes"):
             self._require(name, "quantizer", learned)

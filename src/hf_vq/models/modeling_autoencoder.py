@@ -33,6 +33,7 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
     """Weights at the start, and what transformers has to know of both families."""
 
     config: AutoencoderConfig
+    quantizer: Quantizer
     base_model_prefix = "autoencoder"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
@@ -49,16 +50,13 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
             self._init_convolution(module)
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             self._init_norm(module)
-        elif not isinstance(module, nn.Embedding):
-            self._init_state(module)
-
-    def _init_state(self, module: nn.Module) -> None:
-        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        for name, tensor in own:
-            init.constant_(tensor, INITIAL_SCALARS.get(name, 0.0))
-        if isinstance(module, Quantizer):
-            for name, start in module.initial_state().items():
-                init.copy_(module.get_parameter(name), start)
+        elif isinstance(module, nn.Embedding):
+            # Not with the quantizer: transformers passes over a module that owns no tensors itself.
+            init.copy_(module.weight, self.quantizer.initial_state()["codebook.weight"])
+        else:
+            start = module.initial_state() if isinstance(module, Quantizer) else {}
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                init.copy_(tensor, start.get(name, torch.full_like(tensor, INITIAL_SCALARS.get(name, 0.0))))
 
     def _init_convolution(self, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
         if self.config.initializer_range is None:
