@@ -14,8 +14,10 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hf_vq import VQVAEConfig, VQVAEModel
-from hf_vq.cli import find_images, main, output_names, read_records
+from hf_vq.cli import find_images, main
+from hf_vq.code_counts import save_code_counts
 from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.token_files import output_names, read_records
 from hf_vq.tokenizer import ImageTokenizer
 
 CODES = 16
@@ -148,6 +150,63 @@ def test_evaluate_counts_damaged_images(folder: Path, tmp_path: Path, run: Any):
     assert code == 2 and "max_bad_examples" in err
 
 
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """What a training leaves to draw: code counts of two evaluations, and a log."""
+    folder = tmp_path / "run"
+    for step, counts in ((5, [[4, 4, 4, 4]]), (10, [[9, 7, 0, 0]])):
+        save_code_counts(folder / "codes.safetensors", step, torch.tensor(counts))
+    (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n{"step": 10, "loss": 1.0, "eval_usage": 0.5}\n')
+    return folder
+
+
+@pytest.mark.parametrize("flags", [[], ["--output", "{tmp}/new/folder"]], ids=["default", "output"])
+def test_plot_draws_the_pictures_of_a_run(run_dir: Path, tmp_path: Path, run: Any, flags: list[str]):
+    code, out, err = run("plot", *[flag.format(tmp=tmp_path) for flag in flags], model=run_dir)
+    assert code == 0, err
+    folder = tmp_path / "new" / "folder" if flags else run_dir / "pictures"
+    assert {path.name for path in folder.iterdir()} == {"code-history.png", "step-000010-codes.png", "curves.png"}
+    for path in folder.iterdir():
+        assert str(path) in out and pixels(path).shape[0] > 100
+    shades = pixels(folder / "code-history.png").reshape(-1, pixels(folder / "code-history.png").shape[-1])
+    assert len(np.unique(shades, axis=0)) > 10
+
+
+@pytest.mark.parametrize(
+    ("missing", "drawn"),
+    [("codes.safetensors", {"curves.png"}), ("metrics.jsonl", {"code-history.png", "step-000010-codes.png"})],
+    ids=["codes", "log"],
+)
+def test_plot_draws_what_there_is(run_dir: Path, run: Any, missing: str, drawn: set[str]):
+    (run_dir / missing).unlink()
+    code, out, err = run("plot", model=run_dir)
+    assert code == 0, err
+    assert {path.name for path in (run_dir / "pictures").iterdir()} == drawn
+    assert ("no codes.safetensors" in out) == (missing == "codes.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "has no metrics.jsonl and no codes.safetensors"),
+        (lambda folder: (folder / "codes.safetensors").write_bytes(b"0" * 20), "codes.safetensors is damaged"),
+        (lambda folder: (folder / "metrics.jsonl").write_text("{}"), "metrics.jsonl has none of loss"),
+        (lambda folder: (folder / "metrics.jsonl").write_bytes(b"\xff\xfe"), "metrics.jsonl is not the"),
+        (lambda folder: (folder / "pictures").write_text(""), "pictures is a file: name a folder"),
+    ],
+    ids=["no-run", "damaged", "no-numbers", "no-text", "output-file"],
+)
+def test_plot_refuses_what_is_no_run(run_dir: Path, run: Any, spoil: Any, message: str):
+    spoil(run_dir)
+    code, _, err = run("plot", model=run_dir)
+    assert code == 2 and message in err.split("hf-vq plot: error: ")[1] and "Traceback" not in err
+
+
+def test_plot_of_a_missing_folder_names_it(tmp_path: Path, run: Any):
+    code, _, err = run("plot", model=tmp_path / "nowhere")
+    assert code == 2 and f"{tmp_path / 'nowhere'} has no metrics.jsonl" in err
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -240,4 +299,5 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 0
-    assert all(command in capsys.readouterr().out for command in ["encode"])
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("encode", "decode", "evaluate", "plot"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, ResNetConfig, ViTConfig
 
-from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8, write_evaluation
+from hf_vq import SQVAEConfig, VQVAEConfig
+from hf_vq.evaluation import Evaluation, evaluate, to_uint8, write_evaluation
 from hf_vq.features import FeatureNetwork
 from hf_vq.metrics import FrechetDistance, mse, perplexity, psnr, ssim, usage
 
@@ -279,6 +280,85 @@ def test_frechet_distance_under_a_model_on_disk(tmp_path):
     assert measured["frechet_distance"] > 0
 
 
+# What the quantizer knows of its posterior.
+
+
+class Spread(nn.Module):
+    """A quantizer with a posterior of its own kind: its entropy is the mean of the latents."""
+
+    def forward(self, latents: Tensor, log_variance: Tensor | None = None) -> Tensor:
+        return latents
+
+    def statistics(self, latents: Tensor, log_variance: Tensor | None = None) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled() and not self.training
+        return {"posterior_entropy": latents.mean(), "argmax_probability": log_variance.mean(), "own": latents.sum()}
+
+
+class Stochastic(GreyLevels):
+    """Its encoder may be asked once for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizer = Spread()
+
+    def forward(self, pixel_values: Tensor, return_loss: bool = True) -> SimpleNamespace:
+        self.quantizer(pixel_values.mean(1), log_variance=pixel_values.amax((1, 2, 3)))
+        return super().forward(pixel_values)
+
+
+def test_statistics_of_the_posterior_are_means_over_images():
+    images, model = images_of(7), Stochastic()
+    measured = evaluate(model, PROCESSOR, batches_of(images, 4, 3)).metrics
+    values = images.double() / 127.5 - 1
+    assert set(measured) == {*KEYS.split(), "posterior_entropy", "argmax_probability"}
+    assert measured["posterior_entropy"] == pytest.approx(values.mean().item(), rel=1e-5)
+    assert measured["argmax_probability"] == pytest.approx(values.amax((1, 2, 3)).mean().item(), rel=1e-5)
+    assert len(model.seen) == 2 and not model.quantizer._forward_hooks
+
+
+@pytest.mark.parametrize("fails", ["statistics", "forward"])
+def test_whatever_fails_nobody_goes_on_listening(fails: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ValueError("broken")
+
+    model = Stochastic()
+    monkeypatch.setattr(Spread, fails, fail)
+    with pytest.raises(ValueError, match="broken"):
+        evaluate(model, PROCESSOR, batches_of(images_of(3), 3))
+    assert not model.quantizer._forward_hooks
+
+
+FAMILIES = {
+    "global": SQVAEConfig,
+    "diagonal": partial(SQVAEConfig, covariance="diagonal"),
+    "two-codebooks": partial(SQVAEConfig, num_codebooks=2),
+    "vmf": partial(SQVAEConfig, quantizer="vmf"),
+    "ema": VQVAEConfig,
+    "fsq": partial(VQVAEConfig, quantizer="fsq", levels=[4, 4]),
+}
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_is_measured_with_what_it_knows(make: Any):
+    torch.manual_seed(0)
+    size = {} if make is FAMILIES["fsq"] else {"codebook_size": 16}
+    model = AutoModel.from_config(make(image_size=16, hidden_channels=[8], residual_channels=8, **size))
+    metrics = evaluate(model, PROCESSOR, batches_of(images_of(6), 4, 2)).metrics
+    known = {"posterior_entropy", "argmax_probability", "dequantization_variance"} & metrics.keys()
+    if isinstance(model.config, VQVAEConfig):
+        assert not known
+        return
+    pixel_values = images_of(6).float() / 127.5 - 1
+    with torch.no_grad():
+        encoded = model.eval().encoder(pixel_values)
+        latents, log_variance = encoded if isinstance(encoded, tuple) else (encoded, None)
+        expected = model.quantizer.statistics(latents, log_variance)
+    assert {name: metrics[name] for name in known} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-4
+    )
+    assert 0 < metrics["posterior_entropy"] <= math.log(16) + 1e-5 and 1 / 16 <= metrics["argmax_probability"] <= 1
+
+
 # Two processes.
 
 SPLITS = {"unequal": ([5, 4], [2]), "one without images": ([5, 4, 2], [])}
@@ -288,7 +368,7 @@ def measure(rank: int, folder: Path, sizes: tuple[list[int], list[int]]) -> Eval
     before = 0 if rank == 0 else sum(sizes[0])
     images = images_of(11)[before : before + sum(sizes[rank])]
     batches = batches_of(images, *sizes[rank]) if sizes[rank] else []
-    return evaluate(GreyLevels(), PROCESSOR, batches, fd_model=ChannelMeans())
+    return evaluate(Stochastic(), PROCESSOR, batches, fd_model=ChannelMeans())
 
 
 def worker(rank: int, folder: Path) -> None:
@@ -304,7 +384,8 @@ def worker(rank: int, folder: Path) -> None:
 
 def test_two_processes_with_unequal_batches_equal_one(tmp_path):
     mp.spawn(worker, args=(tmp_path,), nprocs=2)
-    expected = evaluate(GreyLevels(), PROCESSOR, batches_of(images_of(11), 11), fd_model=ChannelMeans())
+    expected = evaluate(Stochastic(), PROCESSOR, batches_of(images_of(11), 11), fd_model=ChannelMeans())
+    assert "posterior_entropy" in expected.metrics
     for rank in range(2):
         results = json.loads((tmp_path / f"{rank}.json").read_text())
         assert set(results) == set(SPLITS)
@@ -345,26 +426,3 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_evaluation(path, Evaluation({"psnr": 2.0}, torch.ones(1, 4)))
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_code_counts_of_every_evaluation_are_kept(tmp_path):
-    path = tmp_path / "codes.safetensors"
-    counts = {step: torch.randint(0, 99, (2, 8)) for step in (500, 1000, 1500)}
-    for step, value in counts.items():
-        save_code_counts(path, step, value)
-    saved = load_file(path)
-    assert sorted(saved) == ["step-000500", "step-001000", "step-001500"]
-    assert torch.equal(saved["step-001000"], counts[1000]) and saved["step-001000"].dtype == torch.int64
-    # Resumed from a checkpoint before step 1000:
-    save_code_counts(path, 1000, counts[500].T.contiguous().T)
-    saved = load_file(path)
-    assert sorted(saved) == ["step-000500", "step-001000"]
-    assert torch.equal(saved["step-001000"], counts[500])
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_damaged_file_of_counts_is_refused_by_name(tmp_path):
-    path = tmp_path / "codes.safetensors"
-    path.write_bytes(b"\x00" * 20)
-    with pytest.raises(ValueError, match=r"codes\.safetensors is damaged"):
-        save_code_counts(path, 1, torch.ones(1, 4, dtype=torch.int64))

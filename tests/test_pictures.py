@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hf_vq import pictures
-from hf_vq.pictures import save_code_usage, save_curves, save_reconstructions
+from hf_vq.pictures import save_curves, save_reconstructions
 
 
 @pytest.fixture(autouse=True)
@@ -82,43 +82,6 @@ def words_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_code_usage_says_perplexity_usage_and_the_unused(tmp_path):
-    counts = torch.zeros(1, 64, dtype=torch.int64)
-    counts[0, ::4] = 25
-    save_code_usage(tmp_path / "a.svg", counts)
-    words = words_of(tmp_path / "a.svg")
-    for expected in ("perplexity 16.0 of 64, 25 % of the codes in use", "uniform, 1 / 64", "48 never occur"):
-        assert f"<!-- {expected} -->" in words
-    save_code_usage(tmp_path / "b.svg", torch.full((1, 64), 3))
-    assert "perplexity 64.0 of 64, 100 %" in words_of(tmp_path / "b.svg")
-    assert "never occur" not in words_of(tmp_path / "b.svg")
-
-
-def test_code_usage_draws_shares_from_the_most_frequent_down(monkeypatch, tmp_path):
-    figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
-    save_code_usage(tmp_path / "a.png", torch.tensor([[1, 6, 0, 3]]))
-    (axis,) = figures[0].axes
-    assert axis.patches[0].get_data().values.tolist() == pytest.approx([60, 30, 10, 0])
-    (uniform,) = axis.lines
-    assert set(uniform.get_ydata()) == {25}
-
-
-def test_code_usage_of_several_codebooks(tmp_path):
-    save_code_usage(tmp_path / "a.svg", torch.tensor([[1, 1, 2], [1, 0, 3]]))
-    words = words_of(tmp_path / "a.svg")
-    assert "<!-- codebook 0 -->" in words and "<!-- codebook 1 -->" in words
-    with pytest.raises(ValueError, match="no tokens"):
-        save_code_usage(tmp_path / "b.svg", torch.tensor([[1, 2], [0, 0]]))
-
-
-def test_one_missing_code_is_not_rounded_away(tmp_path):
-    counts = torch.ones(1, 8192, dtype=torch.int64)
-    counts[0, 5] = 0
-    save_code_usage(tmp_path / "a.svg", counts)
-    assert "99.9 % of the codes" in words_of(tmp_path / "a.svg")
-
-
 def write_log(path: Path, lines: list[dict[str, float | None]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9', encoding="utf-8")
     return path
@@ -140,7 +103,7 @@ def test_curves_show_what_the_log_holds(tmp_path):
 
 def test_curves_draw_every_point_of_training_and_evaluation(monkeypatch, tmp_path):
     figures = []
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
     lines = [{"step": step, "images": 8 * step, "loss": 1e6 if step == 1 else 1 / step} for step in range(1, 41)]
     lines.append({"step": 40, "images": 320, "eval_loss": 0.5})
     save_curves(tmp_path / "curves.png", write_log(tmp_path / "metrics.jsonl", lines))
@@ -149,6 +112,30 @@ def test_curves_draw_every_point_of_training_and_evaluation(monkeypatch, tmp_pat
     assert trained.get_xydata().tolist() == [[line["images"], line["loss"]] for line in lines[:-1]]
     assert held_out.get_xydata().tolist() == [[320, 0.5]]
     assert axis.get_ylim()[1] < 10, "the first steps do not hide the rest"
+
+
+def test_variances_have_a_logarithmic_scale_and_evaluations_their_own_numbers(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    names = ("observation_variance", "dequantization_variance", "temperature", "argmax_probability")
+    lines = [{"step": step, **dict.fromkeys(names[:3], 0.5**step)} for step in range(1, 21)]
+    lines += [{"step": 20, "eval_argmax_probability": 0.75, "eval_posterior_entropy": None}]
+    save_curves(tmp_path / "curves.png", write_log(tmp_path / "metrics.jsonl", lines))
+    titles = [pictures.PANELS[name] for name in ("argmax_probability", *names[:3])]
+    assert [axis.get_title(loc="left") for axis in figures[0].axes] == titles
+    assert [axis.get_yscale() for axis in figures[0].axes] == ["linear", "log", "log", "linear"]
+    assert figures[0].axes[0].lines[0].get_xydata().tolist() == [[20, 0.75]]
+    assert figures[0].axes[1].get_ylim()[0] < 0.5**20 and figures[0].axes[1].get_ylim()[1] > 0.5
+
+
+def test_a_variance_of_zero_is_drawn_too(tmp_path):
+    lines = [{"step": step, "observation_variance": 0.0} for step in (1, 2)]
+    save_curves(tmp_path / "curves.png", write_log(tmp_path / "metrics.jsonl", lines))
+
+
+def test_lines_that_are_no_objects_are_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('3\n{"step": 1, "loss": 2.0}\n[1]\n')
+    save_curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")
 
 
 def test_a_log_without_numbers_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 
 from engine import EngineArguments
 from hf_vq import SQVAEConfig, VQVAEConfig
+from hf_vq.code_health import WARN_PERPLEXITY_BELOW
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
 TOKENIZERS = {config.model_type: config for config in (SQVAEConfig, VQVAEConfig)}
@@ -22,7 +23,7 @@ TOKENIZERS = {config.model_type: config for config in (SQVAEConfig, VQVAEConfig)
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """What is trained, and when to worry about it."""
 
     task: str = field(default="tokenizer", metadata={"help": "What to train: `tokenizer`."})
     model_type: str = field(default="hf_sqvae", metadata={"help": f"One of {', '.join(TOKENIZERS)}."})
@@ -30,11 +31,19 @@ class ModelArguments:
         default=None, metadata={"help": "Fields of the model's config, e.g. '{codebook_size: 256, codebook_dim: 8}'."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A saved model to fine-tune."})
+    warn_perplexity_below: float = field(
+        default=WARN_PERPLEXITY_BELOW,
+        metadata={"help": "Warn where an evaluation's perplexity is under this share of codebook_size; 0: never."},
+    )
 
     def __post_init__(self) -> None:
         for name, choices in (("task", ("tokenizer",)), ("model_type", TOKENIZERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")
+        if not 0 <= self.warn_perplexity_below <= 1:
+            raise ValueError(
+                f"warn_perplexity_below is a share of codebook_size, in [0, 1], and is {self.warn_perplexity_below}"
+            )
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What the engine is told: the settings of its loop, and the task it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -92,6 +92,10 @@ class Task(Protocol):
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> ResumableBatches:
         """The micro-batches of one process; those of all processes together make the joint batch."""
+
+    def scalars(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What of the model's own state each line of the log shows, by name: scalars, alike in all processes. They are
+        asked for when a line is written, and fetched with it."""
 
     def evaluate(self, model: nn.Module, run_dir: Path, step: int, accelerator: Accelerator) -> dict[str, float]:
         """Held-out numbers, in all processes; the main one may leave pictures in `run_dir`. The model is in eval mode

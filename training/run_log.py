@@ -34,6 +34,7 @@ FREE_SETTINGS = frozenset(
         "checkpoints_total_limit",
         "report_to",
         "max_bad_examples",
+        "warn_perplexity_below",
         "push_to_hub",
         "hub_model_id",
         "hub_private_repo",

@@ -1,5 +1,7 @@
 """What the engine can be asked to train. A task joins data, model and judgement; the engine brings the loop."""
 
+import logging
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from engine import EngineArguments
-from hf_vq.evaluation import Evaluation, evaluate, save_code_counts, to_uint8
+from hf_vq.code_counts import save_code_counts
+from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
+from hf_vq.code_pictures import save_code_history, save_code_usage
+from hf_vq.evaluation import Evaluation, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
-from hf_vq.pictures import save_code_usage, save_reconstructions
+from hf_vq.pictures import save_reconstructions
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
 
+logger = logging.getLogger(__name__)
+
 PICTURED = 32
+HISTORY = "code-history.png"
 IMAGES_FOR_VARIANCE = 50_000
 
 
@@ -29,6 +37,7 @@ class TokenizerTask:
         model_fields: fields of its config.
         model_name_or_path: a saved model to fine-tune instead, with its processor.
         max_bad_examples: undecodable images to pass over.
+        warn_perplexity_below: share of K under which the perplexity of an evaluation is warned of; 0 for never.
     """
 
     def __init__(
@@ -39,11 +48,13 @@ class TokenizerTask:
         model_fields: dict[str, Any],
         model_name_or_path: str | None = None,
         max_bad_examples: int = 100,
+        warn_perplexity_below: float = WARN_PERPLEXITY_BELOW,
     ) -> None:
         self.splits, self.args = splits, args
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.model_name_or_path = model_name_or_path
         self.max_bad_examples = max_bad_examples
+        self.warn_perplexity_below = warn_perplexity_below
 
     @property
     def num_train_examples(self) -> int | None:
@@ -111,19 +122,26 @@ class TokenizerTask:
             max_bad_examples=self.max_bad_examples,
         )
 
+    def scalars(self, model: Any) -> Mapping[str, Tensor]:
+        """The decoder's sigma^2, and with a stochastic quantizer its variance and temperature."""
+        return model.scalars()
+
     def evaluate(self, model: nn.Module, run_dir: Path, step: int, accelerator: Accelerator) -> dict[str, float]:
-        """Numbers of the held-out images; pictures and code counts go to `run_dir`."""
+        """Numbers of the held-out images. Leaves pictures and code counts in `run_dir`; warns of codebook collapse."""
         if self.splits.validation is None:
             return {}
         batches = self._batches(self.splits.validation, accelerator.process_index, accelerator.num_processes)
         result = evaluate(model, self.processor, batches)
         if accelerator.is_main_process:
             self._leave_pictures(model, run_dir, step, result)
+            if warning := collapse_warning(result.code_counts, model.config, self.warn_perplexity_below):
+                logger.warning("step %d: %s See %s", step, warning, run_dir / "pictures" / HISTORY)
         return {name: value for name, value in result.metrics.items() if value is not None and name != "num_images"}
 
     def _leave_pictures(self, model: nn.Module, run_dir: Path, step: int, result: Evaluation) -> None:
         save_code_counts(run_dir / "codes.safetensors", step, result.code_counts)
         save_code_usage(run_dir / "pictures" / f"step-{step:06d}-codes.png", result.code_counts)
+        save_code_history(run_dir / "pictures" / HISTORY, run_dir / "codes.safetensors")
         pixel_values = self._first_held_out.to(next(model.parameters()).device)
         decoded = model(pixel_values, return_loss=False).decoded_pixel_values
         save_reconstructions(

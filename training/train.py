@@ -23,7 +23,10 @@ from hf_vq.pictures import save_curves
 from hf_vq.streams import ImageSplits, load_images
 from tasks import TokenizerTask
 
-REPORTED = ("psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "images_per_second")
+REPORTED = (
+    "psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability",
+    "images_per_second",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         run.model_fields,
         run.model.model_name_or_path,
         run.data.max_bad_examples,
+        run.model.warn_perplexity_below,
     )
     run_dir = fit(task, run.engine, run.settings)
     accelerator = Accelerator()
@@ -107,7 +111,7 @@ def farewell(run_dir: Path, result: Evaluation | None) -> str:
     """What a person wants to know when training ends."""
     lines = ["", f"The model is in {run_dir}, with pictures of its work in {run_dir / 'pictures'}."]
     if result is not None:
-        shown: dict[str, Any] = {name: result.metrics[name] for name in REPORTED}
+        shown: dict[str, Any] = {name: result.metrics[name] for name in REPORTED if name in result.metrics}
         lines += [f"Test images: {result.metrics['num_images']:,}"]
         lines += [f"  {name:18} {'-' if value is None else format(value, ',.5g')}" for name, value in shown.items()]
     lines += [

@@ -135,14 +135,18 @@ class Training:
             )
 
     def log(self) -> dict[str, str]:
-        """Writes the means since the last log, over all processes; returns what the progress bar shows of them."""
+        """Writes the means since the last log, over all processes, and the task's scalars; returns what the progress
+        bar shows of them."""
         self.stop_if_diverged()
         means = self.means.take()
-        values = self.accelerator.reduce(torch.stack(list(means.values())), "mean").tolist()
-        averages = dict(zip(means, values, strict=True))
+        joint = self.accelerator.reduce(torch.stack(list(means.values())), "mean")
+        scalars = {name: value.detach().to(joint) for name, value in self.task.scalars(self.module).items()}
+        # One transfer: each would wait for the device.
+        values = torch.stack([*joint, *scalars.values()]).tolist()
+        numbers = dict(zip([*means, *scalars], values, strict=True))
         clock = {"images_per_second": self.watch.rate(), "seconds": self.watch.seconds}
-        self._report(averages | {"learning_rate": self.learning_rate} | clock)
-        return {"loss": f"{averages['loss']:.4g}"}
+        self._report(numbers | {"learning_rate": self.learning_rate} | clock)
+        return {"loss": f"{numbers['loss']:.4g}"}
 
     def evaluate(self) -> None:
         self.stop_if_diverged()

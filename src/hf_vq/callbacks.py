@@ -2,10 +2,14 @@
 
 from typing import Any
 
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_vq.canonical import unwrapped
+from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
+from hf_vq.metrics import CodeCounts
 
 logger = logging.get_logger(__name__)
 
@@ -18,9 +22,19 @@ class QuantizerCallback(TrainerCallback):
     `variance_update="batch"`, which no single micro-batch can know, by `lagged`. A model that was trained before keeps
     the temperature it reached.
 
+    It counts the codes of each evaluation that Trainer runs while it trains, and warns if they are few.
+
+    Args:
+        warn_perplexity_below: share of codebook_size under which the perplexity of an evaluation is warned of; 0 never.
+
     Example:
         >>> trainer = Trainer(model=model, args=args, train_dataset=train, callbacks=[QuantizerCallback()])
     """
+
+    def __init__(self, warn_perplexity_below: float = WARN_PERPLEXITY_BELOW) -> None:
+        self.warn_perplexity_below = warn_perplexity_below
+        self._counts: CodeCounts | None = None
+        self._hook: RemovableHandle | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -44,9 +58,42 @@ class QuantizerCallback(TrainerCallback):
         if args.gradient_accumulation_steps > 1 and getattr(model.config, "variance_update", None) == "batch":
             model.config.variance_update = "lagged"
             logger.warning('variance_update="batch" became "lagged", which is exact under gradient accumulation')
+        self._stop_counting()
+        self._hook = model.quantizer.register_forward_hook(self._count)
+        self._counts = _no_counts(model)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Moves averages, temperature and observation_variance."""
         unwrapped(kwargs["model"]).step()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Warns, in the main process, of a codebook that collapses."""
+        if self._counts is None:
+            return
+        model, code_counts = unwrapped(kwargs["model"]), self._counts.compute()
+        self._counts = _no_counts(model)
+        if not code_counts.any() or not state.is_world_process_zero:
+            return
+        if warning := collapse_warning(code_counts, model.config, self.warn_perplexity_below):
+            logger.warning("step %d: %s", state.global_step, warning)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the model as it was."""
+        self._stop_counting()
+
+    def _count(self, quantizer: nn.Module, args: object, output: Any) -> None:
+        if self._counts is not None and not quantizer.training:
+            self._counts.update(output.image_tokens)
+
+    def _stop_counting(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._counts = self._hook = None
+
+
+def _no_counts(model: Any) -> CodeCounts:
+    return CodeCounts(model.config.codebook_size, model.config.num_codebooks, model.device)

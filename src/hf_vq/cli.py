@@ -1,7 +1,6 @@
-"""The command `hf-vq`: encode images, decode tokens, measure a model on a data set."""
+"""The command `hf-vq`: encode images, decode tokens, measure a model on a data set, draw the pictures of a run."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +13,12 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 
+from hf_vq.code_counts import read_code_counts
+from hf_vq.code_pictures import save_code_history, save_code_usage
 from hf_vq.evaluation import Evaluation, evaluate, write_evaluation
+from hf_vq.pictures import save_curves
 from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
+from hf_vq.token_files import grids_of, output_names, read_records, write_records
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["main"]
@@ -23,8 +26,6 @@ __all__ = ["main"]
 # Errors that come from what the user gave; their messages are enough.
 USER_ERRORS = (ValueError, OSError, ImportError, SafetensorError, StrictDataclassError, DatasetsError)
 EXIT_USER_ERROR = 2
-
-Record = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,15 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `hf-vq`; no flag may be abbreviated."""
     parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,evaluate}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,evaluate,plot}")
     add_encode(commands)
     add_decode(commands)
     add_evaluate(commands)
+    add_plot(commands)
     return parser
 
 
 def add_command(commands: Any, name: str, help: str, run: Callable[[argparse.Namespace], None]) -> Any:
-    """A subcommand with what all of them take: the model, and how to run it."""
+    """A subcommand that runs a model, with what all of these take."""
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("model", metavar="MODEL", help="name on the Hub, or folder")
@@ -99,6 +101,15 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--max_bad_examples", type=int, default=100, help="damaged images that are skipped")
 
 
+def add_plot(commands: Any) -> None:
+    """`hf-vq plot RUN_DIR`."""
+    help = "Draw the pictures of a training run: its codes over time, and its curves."
+    parser = commands.add_parser("plot", help=help, description=help, allow_abbrev=False)
+    parser.set_defaults(run=plot)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a training run")
+    parser.add_argument("--output", type=Path, help="folder for the PNG files (default: RUN_DIR/pictures)")
+
+
 def encode(args: argparse.Namespace) -> None:
     """Writes one record per image: image (its path), image_grid_hw, input_ids, fingerprint (of the model)."""
     if args.output.suffix not in (".json", ".jsonl"):
@@ -117,8 +128,7 @@ def encode(args: argparse.Namespace) -> None:
 
 def decode(args: argparse.Namespace) -> None:
     """Writes one PNG per record, named after its image or its number."""
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is a file: name a folder.")
+    _check_output_folder(args.output)
     records = read_records(args.tokens)
     tok = _load(args)
     fingerprint = tok.model.fingerprint()
@@ -127,7 +137,7 @@ def decode(args: argparse.Namespace) -> None:
     )
     if foreign is not None:
         raise ValueError(f"record {foreign} of {args.tokens} has tokens of another model: decode it with that one.")
-    images = tok.batch_decode([record["input_ids"] for record in records], _grids(records), args.batch_size)
+    images = tok.batch_decode([record["input_ids"] for record in records], grids_of(records), args.batch_size)
     args.output.mkdir(parents=True, exist_ok=True)
     for name, image in zip(output_names(records), images, strict=True):
         image.save(args.output / name)
@@ -165,6 +175,29 @@ def evaluate_on_dataset(args: argparse.Namespace) -> None:
     print(f"Written to {args.output}.")
 
 
+def plot(args: argparse.Namespace) -> None:
+    """Draws how often each code occurs, over time and at the last evaluation, and the curves of the log."""
+    codes, log = args.run_dir / "codes.safetensors", args.run_dir / "metrics.jsonl"
+    if not codes.is_file() and not log.is_file():
+        raise ValueError(
+            f"{args.run_dir} has no {log.name} and no {codes.name}: name the output_dir of a training run."
+        )
+    folder = args.output or args.run_dir / "pictures"
+    _check_output_folder(folder)
+    drawn = []
+    if codes.is_file():
+        step, code_counts = list(read_code_counts(codes).items())[-1]
+        drawn += [folder / "code-history.png", folder / f"step-{step:06d}-codes.png"]
+        save_code_history(drawn[0], codes)
+        save_code_usage(drawn[1], code_counts)
+    if log.is_file():
+        drawn.append(folder / "curves.png")
+        save_curves(drawn[-1], log)
+    print("Drew", *drawn, sep="\n  ")
+    if not codes.is_file():
+        print(f"There is no {codes.name} yet: the codes are counted at each evaluation.")
+
+
 def find_images(names: Sequence[str]) -> list[Path]:
     """The named files, and the image files in the named folders (and below), in name order.
 
@@ -185,50 +218,6 @@ def find_images(names: Sequence[str]) -> list[Path]:
     return found
 
 
-def write_records(path: Path, records: list[Record]) -> None:
-    """Writes a JSON list (.json) or one JSON object per line (.jsonl), replacing the file as a whole."""
-    lines = map(json.dumps, records)
-    text = "[\n" + ",\n".join(lines) + "\n]\n" if path.suffix == ".json" else "".join(f"{line}\n" for line in lines)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_records(path: Path) -> list[Record]:
-    """Records with `input_ids`, from what `write_records` wrote, or from lists of ids in the same two formats.
-
-    Raises:
-        ValueError: a file that is not JSON, has no records, or one without ids.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: pass a file that `hf-vq encode` wrote.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
-        values = [json.loads(line) for line in lines if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): pass a file that `hf-vq encode` wrote.") from error
-    if path.suffix != ".jsonl" and _holds_several(values):
-        (values,) = values
-    records = [value if isinstance(value, dict) else {"input_ids": value} for value in values]
-    if not all(isinstance(record.get("image") or "", str) for record in records):
-        raise ValueError(f"{path}: the image of a record is the name of its file.")
-    if not records or any("input_ids" not in record for record in records):
-        raise ValueError(f"{path} needs a list of ids, or an object with input_ids, for each image, and at least one.")
-    return records
-
-
-def output_names(records: list[Record]) -> list[str]:
-    """File names: the stems of the records' images, all with their numbers where stems repeat or are missing."""
-    stems = [Path(record.get("image") or "").stem for record in records]
-    if all(stems) and len({stem.casefold() for stem in stems}) == len(stems):
-        return [f"{stem}.png" for stem in stems]
-    return [f"{stem or 'image'}_{index:06d}.png" for index, stem in enumerate(stems)]
-
-
 def print_metrics(evaluation: Evaluation) -> None:
     """Prints one metric per line."""
     width = max(map(len, evaluation.metrics))
@@ -242,21 +231,15 @@ def _load(args: argparse.Namespace) -> ImageTokenizer:
     )
 
 
-def _holds_several(values: list[Any]) -> bool:
-    return bool(values) and isinstance(values[0], list) and not isinstance(next(iter(values[0]), None), int)
-
-
-def _grids(records: list[Record]) -> list[list[int]] | None:
-    given = [record["image_grid_hw"] for record in records if record.get("image_grid_hw") is not None]
-    if given and len(given) < len(records):
-        raise ValueError(f"{len(given)} of {len(records)} records have an image_grid_hw: give it to all, or to none.")
-    return given or None
-
-
 def _check_output_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder: name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_output_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output {path} is a file: name a folder.")
 
 
 def _device(name: str) -> torch.device:

@@ -6,30 +6,31 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_vq.canonical import canonical, unwrapped
 from hf_vq.features import FeatureNetwork
+from hf_vq.files import replace_file
 from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
 from hf_vq.version import __version__
 
-__all__ = ["PROTOCOL", "Evaluation", "evaluate", "save_code_counts", "to_uint8", "write_evaluation"]
+__all__ = ["PROTOCOL", "STATISTICS", "Evaluation", "evaluate", "to_uint8", "write_evaluation"]
 
 PROTOCOL = (
     "float32, deterministic tokens; mse, psnr, ssim on [0, 1] after rounding to 8 bits, psnr and ssim per image, then "
     "the mean; ssim: Gaussian window 11, sigma 1.5; perplexity and usage of the token histogram over the whole set"
 )
 LOSSES = ("loss", "reconstruction_loss", "embedding_loss")
+STATISTICS = ("posterior_entropy", "argmax_probability", "dequantization_variance")
+"""What a quantizer's `statistics` may tell; those without a posterior over codes tell nothing."""
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +39,10 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: loss, reconstruction_loss, embedding_loss (means over images), mse, psnr (dB), psnr_of_mse (dB), ssim
             (None under 11 pixels), perplexity, usage, num_images, images_per_second (of all processes together, from
-            reading to metrics), and with `fd_model` frechet_distance (None with fewer than two images).
+            reading to metrics), and with `fd_model` frechet_distance (None with fewer than two images). Where the
+            quantizer has a posterior over codes, also means over images of posterior_entropy (nats per token),
+            argmax_probability (of the likeliest code: the share of sampled tokens that equal the deterministic ones)
+            and dequantization_variance.
         code_counts: how often each code occurred, (M, K) int64.
     """
 
@@ -74,12 +78,31 @@ def evaluate(
     device = next(network.parameters()).device
     totals = _Totals(network.config, processor, device, fd_model)
     start = time.perf_counter()
-    with canonical(network):
+    with canonical(network), _listening_to_quantizer(network) as statistics:
         for batch in _with_progress(batches, progress):
             pixel_values = batch["pixel_values"].to(device, torch.float32, non_blocking=True)
             # The class's own forward: Accelerate puts one on the instance that turns autocast on.
-            totals.update(pixel_values, type(network).forward(network, pixel_values))
+            totals.update(pixel_values, type(network).forward(network, pixel_values), statistics)
     return totals.compute(start)
+
+
+@contextmanager
+def _listening_to_quantizer(network: Any) -> Iterator[dict[str, Tensor]]:
+    """A dict that holds, after each forward, the quantizer's `statistics` of the same latents: nothing runs twice."""
+    statistics: dict[str, Tensor] = {}
+    quantizer: Any = getattr(network, "quantizer", None)
+    if not hasattr(quantizer, "statistics"):
+        yield statistics
+        return
+
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        statistics.update(module.statistics(*args, **kwargs))
+
+    handle = quantizer.register_forward_hook(look, with_kwargs=True)
+    try:
+        yield statistics
+    finally:
+        handle.remove()
 
 
 class _Totals:
@@ -90,13 +113,15 @@ class _Totals:
         self.device = torch.device("cpu") if device.type == "mps" else device
         self.processor = processor
         self.losses = ImageMeans(*LOSSES, device=self.device)
+        self.statistics = ImageMeans(*STATISTICS, device=self.device)
+        self.known_statistics = torch.zeros(len(STATISTICS), dtype=torch.int64, device=self.device)
         self.reconstruction = ReconstructionMetrics(self.device)
         self.codes = CodeCounts(config.codebook_size, config.num_codebooks, self.device)
         self.features = None if fd_model is None else FeatureNetwork.load(fd_model, device)
         self.distance = FrechetDistance(self.device)
 
-    def update(self, pixel_values: Tensor, output: Any) -> None:
-        """Adds a batch and what the model made of it."""
+    def update(self, pixel_values: Tensor, output: Any, statistics: Mapping[str, Tensor]) -> None:
+        """Adds a batch, what the model made of it, and its quantizer's statistics."""
         if not bool(output.decoded_pixel_values.isfinite().all()):
             raise ValueError("The reconstructions have NaN or infinite values: the model has diverged")
         originals = to_uint8(pixel_values, self.processor).to(self.device)
@@ -104,6 +129,9 @@ class _Totals:
         self.losses.update(len(originals), **{name: getattr(output, name) for name in LOSSES})
         self.reconstruction.update(originals, reconstructions)
         self.codes.update(output.image_tokens)
+        absent = torch.zeros(())
+        self.statistics.update(len(originals), **{name: statistics.get(name, absent) for name in STATISTICS})
+        self.known_statistics |= torch.tensor([name in statistics for name in STATISTICS], device=self.device)
         if self.features is not None:
             self.distance.update(self.features(originals), self.features(reconstructions))
 
@@ -112,6 +140,10 @@ class _Totals:
         metrics: dict[str, float | None] = {**self.losses.compute(), **self.reconstruction.compute()}
         code_counts = self.codes.compute()
         metrics |= {"perplexity": perplexity(code_counts), "usage": usage(code_counts)}
+        # A process without images learns from the others what the quantizer knows.
+        known = over_ranks(self.known_statistics, "max").tolist()
+        means = self.statistics.compute().items()
+        metrics |= {name: mean for (name, mean), is_known in zip(means, known, strict=True) if is_known}
         num_images = int(over_ranks(self.losses.num_images))
         if self.features is not None:
             metrics["frechet_distance"] = self.distance.compute()
@@ -153,39 +185,7 @@ def write_evaluation(path: str | os.PathLike[str], evaluation: Evaluation, **pro
         raise ValueError(f"{', '.join(clash)}: a metric has this name, so describe the measurement by another")
     finite = {name: v if v is None or math.isfinite(v) else None for name, v in evaluation.metrics.items()}
     text = json.dumps(finite | described, indent=2, allow_nan=False) + "\n"
-    _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def save_code_counts(path: str | os.PathLike[str], step: int, code_counts: Tensor) -> None:
-    """Adds the counts of one evaluation to `codes.safetensors`, as `step-000500`; the file is replaced as a whole.
-
-    Entries of the same or later steps give way: after a resume they belong to a run that was cut off.
-
-    Args:
-        path: the file; it need not exist.
-        step: the optimizer step of the evaluation.
-        code_counts: (M, K) int64.
-
-    Raises: ValueError if the file is there but damaged.
-    """
-    path, key = Path(path), f"step-{step:06d}"
-    try:
-        history = load_file(path) if path.exists() else {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): move it away, and a new one is begun") from error
-    kept = {name: counts for name, counts in history.items() if int(name.removeprefix("step-")) < step}
-    kept[key] = code_counts.detach().cpu().contiguous()
-    _replace(path, lambda temporary: save_file(kept, temporary, metadata={"format": "pt"}))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _versions() -> dict[str, str | None]:

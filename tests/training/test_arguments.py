@@ -217,6 +217,9 @@ def test_where_nothing_is_near_all_names_are_listed(with_file: WithFile, capsys:
         ("streaming", "perhaps"),
         ("model_type", "hf_vqva"),
         ("task", "prior"),
+        ("warn_perplexity_below", "-0.1"),
+        ("warn_perplexity_below", "1.5"),
+        ("warn_perplexity_below", "few"),
     ],
 )
 def test_a_bad_value_is_named_with_its_setting(

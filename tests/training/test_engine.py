@@ -152,6 +152,17 @@ def test_evaluation_and_log_come_when_due_and_at_the_end(tmp_path: Path):
     assert first["images_per_second"] > 0 and first["seconds"] <= second["seconds"]
 
 
+def test_the_log_shows_scalars_of_the_model_that_are_asked_for_when_a_line_is_written(tmp_path: Path):
+    task = train(tmp_path / "run", average_weights=True, checkpointing_steps=1)
+    lines = metrics(tmp_path / "run", "loss")
+    assert task.asked_at == [2, 4, 6, 8, 10] == [line["steps"] for line in lines]
+    for line in lines:
+        # The value after the step, of the trained model and not of its average.
+        saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{line['step']}" / "model.safetensors")
+        assert line["centre"] == pytest.approx(saved["centre"][0].item(), rel=1e-6)
+    assert not any("centre" in line for line in metrics(tmp_path / "run", "eval_loss"))
+
+
 def test_trackers_get_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Recorder(GeneralTracker):
         name, requires_logging_directory, main_process_only = "recorder", False, True

@@ -41,7 +41,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
     train(tmp_path / "killed", resume_from_checkpoint="latest", **changes)
     train(tmp_path / "whole", **changes)
     assert_same_run(tmp_path / "killed", tmp_path / "whole", step=10)
-    assert {"step", "images", "loss", "noise_level", "learning_rate"} == metrics(tmp_path / "whole")[0].keys()
+    names = {"step", "images", "loss", "noise_level", "centre", "steps", "learning_rate"}
+    assert names == metrics(tmp_path / "whole")[0].keys()
 
 
 def test_two_processes_equal_one_on_the_joint_batch_and_resume_exactly(tmp_path: Path):

@@ -66,6 +66,7 @@ def test_settings_that_differ_are_named_and_free_ones_are_not(tmp_path: Path):
     ):
         refuse_other_settings(tmp_path, there, here)
     refuse_other_settings(tmp_path, there, there | {"engine": {"seed": 1, "output_dir": "b"}})
+    refuse_other_settings(tmp_path, there, there | {"warn_perplexity_below": 0.5})
 
 
 def test_the_commit_says_whether_the_code_was_changed(tmp_path: Path):

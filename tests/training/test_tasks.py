@@ -1,6 +1,8 @@
 """What the tokenizer task plans, measures and leaves behind; training itself is in test_train.py."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,6 +148,54 @@ def test_an_evaluation_leaves_pictures_and_counts_and_returns_numbers(tmp_path: 
     assert counts.keys() == {"step-000020"} and counts["step-000020"].sum() == 37 * 16
     assert len(list((tmp_path / "pictures").glob("step-000020-*.png"))) == 2
     assert 1 <= metrics["perplexity"] <= 16
+    assert 0 < metrics["posterior_entropy"] <= math.log(16) + 1e-5 and 1 / 16 <= metrics["argmax_probability"] <= 1
+
+
+def test_the_history_of_the_codes_is_drawn_anew_at_each_evaluation(tmp_path: Path):
+    task, drawn = make_task(), []
+    model = task.build(10).eval()
+    for step in (20, 40):
+        with torch.no_grad():
+            task.evaluate(model, tmp_path, step, Accelerator())
+        drawn.append((tmp_path / "pictures" / "code-history.png").read_bytes())
+    assert load_file(tmp_path / "codes.safetensors").keys() == {"step-000020", "step-000040"}
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scalars"),
+    [
+        ("hf_sqvae", {"observation_variance": 0.25, "dequantization_variance": 0.3, "temperature": 1.0}),
+        ("hf_vqvae", {"observation_variance": 0.25}),
+    ],
+    ids=["sqvae", "vqvae"],
+)
+def test_the_log_shows_variances_and_temperature(model_type: str, scalars: dict[str, float]):
+    fields = {"initial_variance": 0.3} if model_type == "hf_sqvae" else {}
+    task = make_task(model_type, model=fields)
+    found = task.scalars(task.build(10))
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(scalars)
+
+
+@pytest.mark.parametrize("below", [0.0, 0.1, 0.5], ids=["never", "default", "half"])
+def test_few_codes_are_warned_of_once_for_each_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, below: float
+):
+    task = TokenizerTask(SPLITS, EngineArguments(), "hf_vqvae", GREY, warn_perplexity_below=below)
+    model = task.build(10).eval()
+    with torch.no_grad():
+        model.quantizer.codebook.weight[2:] += 100.0  # two codes are left
+        task.evaluate(model, tmp_path, 20, Accelerator())
+    assert len(caplog.messages) == (below == 0.5)
+    for part in ("step 20: the perplexity is", "2 occur", "kmeans", "code-history.png") if below == 0.5 else ():
+        assert part in caplog.text
+
+
+def test_other_processes_neither_warn_nor_draw(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    task = TokenizerTask(SPLITS, EngineArguments(), "hf_vqvae", GREY, warn_perplexity_below=1.0)
+    accelerator = SimpleNamespace(is_main_process=False, process_index=1, num_processes=2)
+    task.evaluate(task.build(10).eval(), tmp_path, 20, accelerator)
+    assert caplog.messages == [] and list(tmp_path.iterdir()) == []
 
 
 def test_without_held_out_rows_there_is_nothing_to_evaluate(tmp_path: Path):

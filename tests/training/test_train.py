@@ -95,10 +95,15 @@ def test_the_run_directory_tells_how_it_came_about(trained: tuple[Path, str]):
     lines = log_of(run_dir)
     assert [(line["step"], line["images"]) for line in lines if "loss" in line] == [(3, 24), (6, 48), (9, 72), (10, 80)]
     assert [line["step"] for line in lines if "eval_psnr" in line] == [6, 10]
+    of_training = {"perplexity", "observation_variance", "dequantization_variance", "temperature"}
+    assert all(of_training <= line.keys() for line in lines if "loss" in line)
+    measured = "perplexity usage posterior_entropy argmax_probability dequantization_variance".split()
+    assert all({f"eval_{name}" for name in measured} <= line.keys() for line in lines if "eval_psnr" in line)
+    assert lines[-1]["step"] == 10 and lines[-2]["temperature"] == pytest.approx(0.4)
     assert load_file(run_dir / "codes.safetensors").keys() == {"step-000006", "step-000010"}
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step-10", "step-5"]
     pictures = {path.name for path in (run_dir / "pictures").iterdir()}
-    assert {"curves.png", "step-000010-codes.png", "step-000010-reconstructions.png"} <= pictures
+    assert {"curves.png", "code-history.png", "step-000010-codes.png", "step-000010-reconstructions.png"} <= pictures
     for name in pictures:
         Image.open(run_dir / "pictures" / name).load()
     assert not [path for path in run_dir.rglob("*") if path.suffix in (".pkl", ".bin", ".pt", ".tmp")]
@@ -112,7 +117,7 @@ def test_the_final_numbers_are_those_of_the_saved_model_on_the_test_digits(train
     task = TokenizerTask(load_digits_images(), EngineArguments(), "hf_sqvae", {}, str(run_dir))
     result = task.test(run_dir, Accelerator())
     assert result is not None
-    for name in ("loss", "mse", "psnr", "psnr_of_mse", "perplexity", "usage", "reconstruction_loss"):
+    for name in "loss mse psnr psnr_of_mse perplexity usage posterior_entropy argmax_probability".split():
         assert written[name] == pytest.approx(result.metrics[name], rel=1e-5), name
 
 
@@ -122,7 +127,7 @@ def test_the_last_words_say_where_the_model_is_how_good_and_how_to_use_it(
     run_dir, output = trained
     numbers = evaluation_of(run_dir)
     assert f"The model is in {run_dir}" in output and "Test images: 360" in output
-    for name in ("psnr", "psnr_of_mse", "mse", "perplexity", "usage"):
+    for name in ("psnr", "psnr_of_mse", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability"):
         assert f"  {name:18} {numbers[name]:,.5g}\n" in output
     names = use(three_lines(output), tmp_path, monkeypatch)
     assert len(names["ids"]) == 16 and all(0 <= token < 16 for token in names["ids"])

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,7 @@ class ToyTask:
         if nan_at is not None:
             self.rows[nan_at] = torch.nan
         self.evaluated: list[int] = []
+        self.asked_at: list[int] = []
         self.num_processes = 0
 
     def build(self, total_steps: int) -> ToyModel:
@@ -127,6 +128,11 @@ class ToyTask:
         output = model(self.held_out.to(accelerator.device))
         self.output_dtype = output.decoded.dtype
         return {"loss": output.loss.item(), "ssim": None}
+
+    def scalars(self, model: nn.Module) -> Mapping[str, Tensor]:
+        assert model.training and isinstance(model, ToyModel)
+        self.asked_at.append(int(model.steps))
+        return {"centre": model.centre[0], "steps": model.steps}
 
     def save(self, model: nn.Module, run_dir: Path) -> None:
         save_file(model.state_dict(), run_dir / "model.safetensors")
