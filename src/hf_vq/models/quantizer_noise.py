@@ -7,7 +7,7 @@ from torch import Tensor
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel noise in the shape of `like`."""
     # Uniform numbers and two logarithms take a quarter of the time of `exponential_`.
-    uniform = torch.rand_like(like).clamp_(min=torch.finfo(like.dtype).tiny)
+    uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device).clamp_(min=torch.finfo(like.dtype).tiny)
     return uniform.log_().neg_().log_().neg_()
 
 

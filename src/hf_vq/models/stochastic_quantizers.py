@@ -18,13 +18,14 @@ from .annealing import AnnealedTemperature, DequantizationVariance
 from .code_search import inverse_cdf, likeliest_code
 from .quantizer_noise import gaussian_noise, gumbel_noise, uniform_noise
 from .quantizers import Quantizer, RowOutput, pick, to_rows
+from .relaxed_codes import relaxed_codes
 
 
 class StochasticQuantizer(Quantizer):
     """A posterior over codes, relaxed in training, and its argmax in evaluation.
 
     Training relaxes the draw from P(z_q = b_k | Z) to a Gumbel-softmax. The loss is regulariser - entropy in nats per
-    image, summed over positions and codebooks: an average would change the method. A subclass writes `scores` and
+    image, summed over positions and codebooks: an average would change the method. A subclass writes `factors` and
     `regulariser`.
 
     Args:
@@ -46,9 +47,19 @@ class StochasticQuantizer(Quantizer):
         self.variance = variance
         self.temperature = temperature
 
-    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        """log P(z_q = b_k | Z) up to a constant of each row: (M, N, K) for rows (M, N, D) and vectors (M, K, D)."""
+    def factors(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, N, E) and (M, K, E) whose product is log P(z_q = b_k | Z) up to a constant of each row.
+
+        Args:
+            rows: (M, N, D).
+            vectors: (M, K, D).
+        """
         raise NotImplementedError
+
+    def log_posterior(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
+        """log P(z_q = b_k | Z) (M, N, K)."""
+        left, right = self.factors(rows, vectors, variance)
+        return (left @ right.mT).log_softmax(dim=-1)
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         """What Z costs given z_q, (M, N), for rows and quantized (M, N, D)."""
@@ -66,16 +77,15 @@ class StochasticQuantizer(Quantizer):
         if not self.training:
             codes, vectors = self.search_rows(rows, variance), self.vectors()
             quantized = pick(vectors, codes)
-            log_posterior = self.scores(rows, vectors, variance).log_softmax(dim=-1)
+            log_posterior = self.log_posterior(rows, vectors, variance)
             return RowOutput(quantized, codes, self.regulariser(rows, quantized, variance) - entropy(log_posterior))
         noisy, constant = self.dequantize(rows, variance)
         vectors = self.vectors()
-        scores = self.scores(noisy, vectors, variance)
-        mixture, uncertainty = RelaxedDraw.apply(scores, gumbel_noise(scores), self.temperature())
-        quantized = mixture @ vectors
-        codes = scores.argmax(dim=-1) if noisy is rows else self.search_rows(rows, variance)
-        loss = self.regulariser(noisy, quantized, variance) - constant - uncertainty
-        return RowOutput(quantized, codes, loss)
+        noise = gumbel_noise(rows.new_empty(()).expand(*rows.shape[:2], self.codebook_size))
+        drawn = relaxed_codes(*self.factors(noisy, vectors, variance), vectors, noise, self.temperature())
+        codes = drawn.codes if noisy is rows else self.search_rows(rows, variance)
+        loss = self.regulariser(noisy, drawn.quantized, variance) - constant - drawn.entropy
+        return RowOutput(drawn.quantized, codes, loss)
 
     def reduce_loss(self, loss: Tensor, batch: int) -> Tensor:
         return loss.sum() / batch
@@ -86,7 +96,7 @@ class StochasticQuantizer(Quantizer):
         """image_tokens drawn from the posterior P(z_q | latents)."""
         with torch.autocast(latents.device.type, enabled=False):
             rows = self.rows(latents)
-            log_posterior = self.scores(rows, self.vectors(), self.row_variance(log_variance))
+            log_posterior = self.log_posterior(rows, self.vectors(), self.row_variance(log_variance))
             drawn = inverse_cdf(log_posterior, uniform_noise(rows, 1, generator)).squeeze(-1)
         return self.to_tokens(drawn, latents)
 
@@ -95,7 +105,7 @@ class StochasticQuantizer(Quantizer):
         deterministic token) and dequantization_variance, means over the batch."""
         with torch.autocast(latents.device.type, enabled=False):
             rows, variance = self.rows(latents), self.row_variance(log_variance)
-            log_posterior = self.scores(rows, self.vectors(), variance).log_softmax(dim=-1)
+            log_posterior = self.log_posterior(rows, self.vectors(), variance)
             return {
                 "posterior_entropy": entropy(log_posterior).mean(),
                 "argmax_probability": log_posterior.amax(dim=-1).exp().mean(),
@@ -150,11 +160,11 @@ class GaussianQuantizer(StochasticQuantizer):
         pooled = log_variance.mean(dim=axes, keepdim=True)
         return pooled.expand(-1, 1, *log_variance.shape[2:]).reshape(1, -1, 1)
 
-    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        # (z.e - ||e||^2 / 2) / variance, one product; ||z||^2 is the same for every code, and left out.
+    def factors(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        # (z.e - ||e||^2 / 2) / variance; ||z||^2 is the same for every code, and left out.
         precision = variance.reciprocal().expand(*rows.shape[:-1], 1)
         half_norms = vectors.square().sum(dim=-1, keepdim=True) / 2
-        return torch.cat([rows * precision, -precision], dim=-1) @ torch.cat([vectors, half_norms], dim=-1).mT
+        return torch.cat([rows * precision, -precision], dim=-1), torch.cat([vectors, half_norms], dim=-1)
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         return ((rows - quantized).square() / (2 * variance)).sum(dim=-1)
@@ -168,16 +178,16 @@ class GaussianQuantizer(StochasticQuantizer):
 class DiagonalGaussianQuantizer(GaussianQuantizer):
     """Gaussian dequantization with a variance for each component of each position (type IV).
 
-    Logits -sum_d w_d (b_d - z_d)^2 / 2 with w = 1 / sigma_phi^2 are two products, never an (N, D, K) tensor. The
-    deterministic code is their argmax, not the nearest one.
+    Logits -sum_d w_d (b_d - z_d)^2 / 2 with w = 1 / sigma_phi^2 are the two products (w z).b and w.b^2 side by side,
+    never an (N, D, K) tensor. The deterministic code is their argmax, not the nearest one.
     """
 
     def pool(self, log_variance: Tensor) -> Tensor:
         return to_rows(log_variance, self.num_codebooks)
 
-    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        precision = variance.reciprocal()
-        return torch.baddbmm(-precision / 2 @ vectors.square().mT, rows * precision, vectors.mT)
+    def factors(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        precision = variance.reciprocal().expand_as(rows)
+        return torch.cat([rows * precision, -precision / 2], dim=-1), torch.cat([vectors, vectors.square()], dim=-1)
 
     def search_rows(self, rows: Tensor, variance: Tensor) -> Tensor:  # type: ignore[override]  # never None here
         vectors = self.vectors().detach().to(rows.dtype)
@@ -197,36 +207,11 @@ class VonMisesFisherQuantizer(StochasticQuantizer):
     def __init__(self, codebook_size: int, codebook_dim: int, num_codebooks: int = 1, **shared: Any) -> None:
         super().__init__(codebook_size, codebook_dim, num_codebooks, normalize_codes=True, **shared)
 
-    def scores(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        return rows @ vectors.mT / variance
+    def factors(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        return rows / variance, vectors
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         return (1 - (rows * quantized).sum(dim=-1)) / variance
-
-
-class RelaxedDraw(torch.autograd.Function):
-    """Gumbel-softmax of scores, and the entropy of their softmax, with a backward pass in few steps over (M, N, K).
-
-    forward(scores, noise, temperature): scores (M, N, K) and Gumbel noise alike, temperature (), to the mixture
-    softmax((scores + noise) / temperature) (M, N, K) and H = -sum_k p_k log p_k (M, N) of p = softmax(scores).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, noise: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-        mixture = (scores + noise).div_(temperature).softmax(dim=-1)
-        log_posterior = scores.log_softmax(dim=-1)
-        uncertainty = entropy(log_posterior)
-        ctx.save_for_backward(mixture, temperature, log_posterior, uncertainty)
-        return mixture, uncertainty
-
-    @staticmethod
-    def backward(ctx: Any, of_mixture: Tensor, of_entropy: Tensor) -> tuple[Tensor, None, None]:
-        mixture, temperature, log_posterior, uncertainty = ctx.saved_tensors
-        through_mixture = of_mixture - (of_mixture * mixture).sum(dim=-1, keepdim=True)
-        # dH / d score_k = -p_k (log p_k + H)
-        through_entropy = (log_posterior + uncertainty.unsqueeze(-1)).mul_(of_entropy.unsqueeze(-1))
-        gradient = through_mixture.mul_(mixture).div_(temperature)
-        return gradient.addcmul_(log_posterior.exp(), through_entropy, value=-1), None, None
 
 
 def entropy(log_posterior: Tensor) -> Tensor:
