@@ -128,9 +128,13 @@ def test_variances_have_a_logarithmic_scale_and_evaluations_their_own_numbers(mo
     assert figures[0].axes[1].get_ylim()[0] < 0.5**20 and figures[0].axes[1].get_ylim()[1] > 0.5
 
 
-def test_a_variance_of_zero_is_drawn_too(tmp_path):
-    lines = [{"step": step, "observation_variance": 0.0} for step in (1, 2)]
+@pytest.mark.parametrize("last", [0.3, 0.25, 0.0], ids=["constant", "narrow", "zero"])
+def test_variances_that_hardly_move_have_a_linear_scale(monkeypatch, tmp_path, last: float):
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    lines = [{"step": step, "observation_variance": value} for step, value in ((1, 0.3), (2, last))]
     save_curves(tmp_path / "curves.png", write_log(tmp_path / "metrics.jsonl", lines))
+    assert figures[0].axes[0].get_yscale() == "linear"
 
 
 def test_lines_that_are_no_objects_are_passed_over(tmp_path):

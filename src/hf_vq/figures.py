@@ -27,7 +27,7 @@ def new_figure(panels: int, size: tuple[float, float], columns: int = 1) -> "tup
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(SOFT)
-        axis.tick_params(colors=SOFT, labelsize=9, length=3)
+        axis.tick_params(which="both", colors=SOFT, labelsize=9, length=3)
         axis.grid(color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
         axis.xaxis.label.set_color(INK)

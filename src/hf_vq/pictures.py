@@ -34,8 +34,8 @@ PANELS = {
     "usage": "share of codes in use",
     "posterior_entropy": "posterior entropy (nats per token)",
     "argmax_probability": "probability of the likeliest code",
-    "observation_variance": "observation variance σ²",
-    "dequantization_variance": "dequantization variance σφ²",
+    "observation_variance": r"observation variance $\sigma^2$",
+    "dequantization_variance": r"dequantization variance $\sigma_\varphi^2$",
     "temperature": "temperature",
     "frechet_distance": "Fréchet distance",
     "bits_per_token": "bits per token",
@@ -44,6 +44,7 @@ PANELS = {
     "images_per_second": "images per second",
 }
 LOGARITHMIC = ("observation_variance", "dequantization_variance")
+LEAST_RATIO = 3  # of largest to smallest: a logarithmic scale of less has hardly a tick
 
 
 def save_reconstructions(
@@ -154,7 +155,7 @@ def _keys(name: str) -> tuple[str, ...]:
 
 
 def _draw_panel(axis: "Axes", lines: Sequence[Mapping[str, Any]], name: str) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     series = [_series(lines, key) for key in _keys(name)]
     for (x, y), label, colour, width in zip(series, ("training", "held out"), (BLUE, ORANGE), (1.2, 1.6), strict=False):
@@ -163,8 +164,12 @@ def _draw_panel(axis: "Axes", lines: Sequence[Mapping[str, Any]], name: str) -> 
             axis.plot(x, y, color=colour, linewidth=width, marker=marker, markersize=3.5, label=label)
     axis.set_title(PANELS[name], loc="left", fontsize=10, color=INK)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if name in LOGARITHMIC and all(value > 0 for _, y in series for value in y):
+    values = [value for _, y in series for value in y]
+    if name in LOGARITHMIC and max(values) > LEAST_RATIO * min(values) > 0:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
     else:
         _leave_out_the_start(axis, series)
 
