@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_images, make_model
+from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from hf_vq import VQImageProcessor
+from hf_vq import SQVAEConfig, VQImageProcessor
 from hf_vq.models.modeling_autoencoder import AutoencoderModel
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -18,7 +19,8 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 def trained(family: str, **settings: object) -> AutoencoderModel:
     """A model whose every state has moved, with nothing pending."""
-    model = make_model(family, temperature_decay_steps=10, **settings) if "gaussian" in family else make_model(family)
+    anneals = {"temperature_decay_steps": 10} if FAMILIES[family][1] is SQVAEConfig else {}
+    model = make_model(family, **anneals, **settings)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for seed in range(3):
@@ -30,9 +32,10 @@ def trained(family: str, **settings: object) -> AutoencoderModel:
     return model.eval()
 
 
-def tensors(model: AutoencoderModel) -> dict[str, torch.Tensor]:
-    """Parameters and buffers, those that are not saved too."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, those that are not saved too; but not rows that are kept no longer (kept_count is 0)."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in own.items() if not name.endswith("kept_rows")}
 
 
 @every_family
@@ -64,6 +67,19 @@ def test_a_new_model_has_no_uninitialised_memory(family: str):
     for name, tensor in tensors(model).items():
         assert tensor.isfinite().all(), name
     assert model.observation_variance == 0.25
+
+
+@every_family
+def test_a_quantizer_that_a_checkpoint_lacks_starts_as_in_a_new_model(family: str, tmp_path: Path):
+    saved = trained(family)
+    saved.save_pretrained(tmp_path)
+    kept = {key: value for key, value in load_file(tmp_path / "model.safetensors").items() if "quantizer" not in key}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, new = type(saved).from_pretrained(tmp_path).quantizer, type(saved)(saved.config).quantizer
+    for name, tensor in tensors(new).items():
+        if name != "codebook.weight" or saved.config.quantizer == "fsq":
+            assert torch.equal(tensors(loaded)[name], tensor), name
+    assert 0.6 < loaded.codebook.weight.std() / new.codebook.weight.std() < 1.6
 
 
 @every_family
@@ -180,25 +196,28 @@ def test_remote_code_gives_the_same_tokens_where_the_package_cannot_be_imported(
 
 
 TWO_COPIES = """
-import importlib.util, sys
-import torch
+import importlib, pathlib, sys, types
+from torch._library.custom_ops import CustomOpDef
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, sys.argv[1])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+folder = pathlib.Path(sys.argv[1])
+files = [path.stem for path in folder.glob("*.py") if "library.custom_op(" in path.read_text()]
+assert "code_search" in files
 
-first, second = load("first_copy.quantizers"), load("second_copy.quantizers")
-for name in ("nearest_code", "count_codes"):
-    ops = {str(op._opoverload): op for op in (getattr(first, name), getattr(second, name))}
-    # A name that is registered again frees the operator that the first copy still calls.
-    assert len(ops) == len({id(op) for op in (getattr(first, name), getattr(second, name))}), ops
+def operators(copy):
+    package = sys.modules[copy] = types.ModuleType(copy)
+    package.__path__ = [str(folder)]
+    modules = [importlib.import_module(f"{copy}.{name}") for name in files]
+    return {id(value): value for module in modules for value in vars(module).values() if isinstance(value, CustomOpDef)}
+
+first, second = operators("first_copy"), operators("second_copy")
+assert len(first) >= 3 and not first.keys() & second.keys()
+names = [str(operator._opoverload) for operator in (*first.values(), *second.values())]
+# A name that is registered again frees the operator that the first copy still calls.
+assert len(set(names)) == len(names), names
 """
 
 
 def test_copies_of_the_code_do_not_take_each_others_operators(repository: Path):
-    path = repository / "src" / "hf_vq" / "models" / "quantizers.py"
-    ran = subprocess.run([sys.executable, "-c", TWO_COPIES, str(path)], capture_output=True, text=True)
+    folder = repository / "src" / "hf_vq" / "models"
+    ran = subprocess.run([sys.executable, "-c", TWO_COPIES, str(folder)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -1,7 +1,11 @@
-"""transformers' own model and config tests, run on every model and quantizer."""
+"""transformers' own model and config tests, run on every model and quantizer.
+
+Each class of quantizers is here once, with options that can be had together; a second for each takes two seconds.
+"""
 
 import copy
 import unittest
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import transformers_suite
 from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel
+from hf_vq.models.modeling_autoencoder import AutoencoderModel
+from hf_vq.models.quantizers import Quantizer
+from hf_vq.models.stochastic_quantizers import StochasticQuantizer
 
 ModelTesterMixin = transformers_suite.load("test_modeling_common").ModelTesterMixin
 ConfigTester = transformers_suite.load("test_configuration_common").ConfigTester
@@ -19,6 +26,15 @@ pytestmark = [
     # The tests are not ours, and some provoke the warnings that they look for.
     pytest.mark.filterwarnings("ignore"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads only wait for each other on tensors as small as these: two take four times as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 TINY_BODY = {"hidden_channels": [8, 16], "num_residual_blocks": 1, "residual_channels": 8}
@@ -37,7 +53,8 @@ class ModelTester:
         config = self.get_config()
         # Of a convolutional net the tests take these for height and width of the feature maps.
         self.seq_length, self.hidden_size = config.grid_size
-        self.num_hidden_layers = 2 * config.num_residual_blocks
+        variance_block = config.has_variance_head and not config.latent_projection
+        self.num_hidden_layers = 2 * config.num_residual_blocks + variance_block
 
     def get_config(self) -> PreTrainedConfig:
         return self.config_class(**self.settings)
@@ -83,29 +100,67 @@ class AutoencoderSuite(ModelTesterMixin):
         self.config_tester.run_common_tests()
 
 
-class GradientVQVAETest(AutoencoderSuite, unittest.TestCase):
+class VQVAESuite(AutoencoderSuite):
+    """The VQ-VAE and its quantizers."""
+
     model_class, config_class = VQVAEModel, VQVAEConfig
-    settings = {"quantizer": "gradient"}
 
 
-class EMAVQVAETest(AutoencoderSuite, unittest.TestCase):
-    model_class, config_class = VQVAEModel, VQVAEConfig
-    settings = {"quantizer": "ema"}
-    # Before 5.22 the tests ask a gradient of every parameter, and the codebook moves by averages.
+class FrozenCodebookSuite(VQVAESuite):
+    """Codebooks that move by averages, or not at all."""
+
+    # Before 5.22 the tests ask a gradient of every parameter, also of those that require none.
     test_all_params_have_gradient = False
 
 
-class GaussianSQVAETest(AutoencoderSuite, unittest.TestCase):
+class SQVAESuite(AutoencoderSuite):
+    """The SQ-VAE and its quantizers."""
+
     model_class, config_class = SQVAEModel, SQVAEConfig
+
+
+class GradientVQVAETest(VQVAESuite, unittest.TestCase):
+    settings = {"quantizer": "gradient", "gradient_estimator": "rotation", "normalize_codes": True}
+
+
+class EMAVQVAETest(FrozenCodebookSuite, unittest.TestCase):
+    settings = {"quantizer": "ema"}
+
+
+class CaredForEMAVQVAETest(FrozenCodebookSuite, unittest.TestCase):
+    settings = {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1, "num_codebooks": 2}
+
+
+class SoftEMVQVAETest(FrozenCodebookSuite, unittest.TestCase):
+    settings = {"quantizer": "soft_em"}
+
+
+class LinearVQVAETest(FrozenCodebookSuite, unittest.TestCase):
+    settings = {"quantizer": "gradient", "codebook_transform": "linear"}
+
+
+class FiniteScalarVQVAETest(FrozenCodebookSuite, unittest.TestCase):
+    settings = {"quantizer": "fsq", "levels": [4, 3], "codebook_size": 12, "codebook_dim": 2}
+
+
+class GaussianSQVAETest(SQVAESuite, unittest.TestCase):
     settings = {"quantizer": "gaussian"}
 
 
-class AuthorsSQVAETest(AutoencoderSuite, unittest.TestCase):
-    """BatchNorm, no projections, a bounded output and a learned variance."""
+class DiagonalSQVAETest(SQVAESuite, unittest.TestCase):
+    settings = {"quantizer": "gaussian", "covariance": "diagonal", "dequantization_noise": True, "num_codebooks": 2}
 
-    model_class, config_class = SQVAEModel, SQVAEConfig
+
+class VonMisesFisherSQVAETest(SQVAESuite, unittest.TestCase):
+    settings = {"quantizer": "vmf", "initial_variance": 0.1}
+
+
+class AuthorsSQVAETest(SQVAESuite, unittest.TestCase):
+    """BatchNorm, no projections, two heads, a bounded output and a learned variance."""
+
     settings = {
         "quantizer": "gaussian",
+        "covariance": "per_latent",
         "norm": "batch",
         "activation": "relu",
         "latent_projection": False,
@@ -118,3 +173,16 @@ class AuthorsSQVAETest(AutoencoderSuite, unittest.TestCase):
     @unittest.skipIf(Version(transformers.__version__) < Version("5.21"), "holds that counters of batches are cast too")
     def test_keep_in_fp32_modules(self) -> None:
         super().test_keep_in_fp32_modules()
+
+
+def quantizer_classes(base: type[Quantizer] = Quantizer) -> set[type[Quantizer]]:
+    """Every quantizer of the package that models can have."""
+    below = {found for child in base.__subclasses__() for found in quantizer_classes(child)}
+    return below if base in (Quantizer, StochasticQuantizer) else below | {base}
+
+
+def test_every_model_and_quantizer_is_here():
+    suites = [value for value in globals().values() if isinstance(value, type) and issubclass(value, unittest.TestCase)]
+    models = [suite.model_class(ModelTester(suite.config_class, suite.settings).get_config()) for suite in suites]
+    assert {type(model.quantizer) for model in models} == quantizer_classes()
+    assert {type(model) for model in models} == set(AutoencoderModel.__subclasses__())
