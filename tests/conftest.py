@@ -30,8 +30,8 @@ ALLOCATORS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # More threads than this only slow down the small tensors of the tests.
-    torch.set_num_threads(min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    # The tensors of the tests are small: a second thread costs more than it brings, and much on a busy machine.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
