@@ -1,0 +1,234 @@
+"""Self-annealing of SQ-VAE, shown: Figure 2 of the paper (arXiv 2205.07547) and its Proposition 1, on Fashion-MNIST.
+
+    python training/benchmarks/self_annealing.py --dataset_name zalando-datasets/fashion_mnist
+
+(a) sigma^2 of the decoder and sigma_phi^2 of the quantizer over a training of 3 epochs; (b) the posterior over codes:
+its entropy, and how often a draw equals the deterministic code, on held-out images; (c) the test error of a trained
+sigma_phi^2 against fixed ones, 1 epoch each; (d) Proposition 1: with decoder, codebook and sigma^2 held still, the
+sigma_phi^2 that encoder and sigma_phi^2 together arrive at, for a ladder of sigma^2, from (a)'s model each time.
+
+The authors' net and settings (K = 256, D = 64, batches of 32, sigma_phi^2 = 10 at the start) with sigma_phi^2 = exp(s)
+as in the paper, and four times their learning rate: 3 epochs stand for their 100.
+
+Writes figure.png, verdict.md and a JSON file for each training to output/self_annealing; a second start goes on with
+what is missing. `--num_processes` trainings at a time, each on one thread.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from kept_jobs import Job, Result, run_jobs
+from self_annealing_report import draw, verdict
+from short_runs import authors_net, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
+from torch import Tensor
+
+from hf_vq import SQVAEConfig, SQVAEModel
+
+CODEBOOK_SIZE = 256
+BATCH_SIZE = 32
+LEARNING_RATE = 4e-3
+INITIAL_VARIANCE = 10.0
+# Under Adam s of sigma_phi^2 = exp(s) then moves up to 2 % a step: a short training must not wait for it.
+VARIANCE_LR_SCALE = 5.0
+TEMPERATURES = (1.0, 0.4)
+
+# Chosen on held-out data, around the sigma_phi^2 of 6 to 9 at which trainings arrive.
+FIXED_VARIANCES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
+TRAINED_SEEDS = (0, 1)
+
+# (d): about tenfold above and below the sigma^2 at which (a) ends.
+OBSERVATION_VARIANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+ROUND_IMAGES = 12_800
+MIN_ROUNDS, MAX_ROUNDS = 2, 8
+STILL = 0.05
+
+HELD_OUT, WATCHED = 5000, 256
+
+
+class EncoderOnly(SQVAEModel):
+    """Decoder, codebook and sigma^2 stand still; encoder and sigma_phi^2 learn from S / (2 sigma^2) and the rest."""
+
+    def train(self, mode: bool = True) -> "EncoderOnly":
+        super().train(mode)
+        self.decoder.eval()  # batch statistics would move it
+        return self
+
+    @torch.no_grad()
+    def step(self) -> None:
+        held = self.observation_variance.clone()
+        super().step()
+        self.observation_variance.copy_(held)
+
+
+class Watch:
+    """What `train_short` calls after each step: keeps sigma^2, sigma_phi^2 and the posterior on the same images."""
+
+    def __init__(self, pixels: Tensor, steps: int) -> None:
+        self.pixel_values = to_pixel_values(pixels)
+        self.points = points_to_watch(steps)
+        self.errors: list[float] = []
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, step: int, model: SQVAEModel, output: Any) -> None:
+        self.errors.append(float(model.observation_variance))
+        if step in self.points:
+            # That of one batch jumps: the mean since the last point.
+            sigma2 = sum(self.errors) / len(self.errors)
+            self.rows.append({"step": step, "observation_variance": sigma2, **posterior(model, self.pixel_values)})
+            self.errors.clear()
+
+
+def points_to_watch(steps: int) -> set[int]:
+    """Steps from 1 to the last: close to each other at the start, where most happens, then evenly."""
+    early = {round(math.exp(index / 4)) for index in range(25)}
+    return {step for step in early if step <= steps} | {round(steps * part / 60) for part in range(1, 61)} - {0}
+
+
+@torch.no_grad()
+def posterior(model: SQVAEModel, pixel_values: Tensor) -> dict[str, float]:
+    """Statistics of the posterior over codes on images (B, C, H, W), and the share of draws equal to the argmax."""
+    training = model.training
+    model.eval()
+    latents, log_variance = model.encoder(pixel_values)
+    numbers = {name: float(value) for name, value in model.quantizer.statistics(latents, log_variance).items()}
+    # The scale of the latents is free: what tells is sigma_phi^2 as a share of their variance per component.
+    numbers["latent_variance"] = float(latents.var(dim=(0, 2, 3)).mean())
+    drawn = model.quantizer.sample(latents, log_variance, torch.Generator().manual_seed(0))
+    numbers["drawn_argmax"] = float((drawn == model.quantizer.search(latents, log_variance)).float().mean())
+    model.train(training)
+    return numbers
+
+
+def make_model(steps: int, seed: int, **fields: Any) -> SQVAEModel:
+    """The authors' net for 28x28 at its start."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        **authors_net(28, 1, codebook_size=CODEBOOK_SIZE),
+        "variance_form": "product",
+        "variance_update": "batch",
+        "initial_variance": INITIAL_VARIANCE,
+        "variance_lr_scale": VARIANCE_LR_SCALE,
+        "temperature_start": TEMPERATURES[0],
+        "temperature_end": TEMPERATURES[1],
+        "temperature_decay_steps": max(1, steps),
+    }
+    return SQVAEModel(SQVAEConfig(**settings | fields))
+
+
+def train(dataset_name: str, limit: int | None, epochs: int, seed: int, folder: str | None, **fields: Any) -> Result:
+    """One training, what was seen of it, and its numbers on the test split; `folder` keeps the model."""
+    pixels, held_out = data(dataset_name, limit)
+    steps = planned_steps(len(pixels), epochs, BATCH_SIZE)
+    model = make_model(steps, seed, **fields)
+    watch = Watch(held_out[:WATCHED], steps)
+    train_short(
+        model, pixels, epochs=epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=seed, on_step=watch
+    )
+    if folder is not None:
+        model.save_pretrained(folder)
+    metrics = evaluate_short(model, load_pixels(dataset_name, "test")).metrics
+    return {"rows": watch.rows, "initial_variance": model.config.initial_variance, **metrics}
+
+
+def data(dataset_name: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Pixels to train on, at most `limit`, and held-out ones."""
+    pixels, held_out = hold_out(load_pixels(dataset_name, "train"), HELD_OUT)
+    return pixels[:limit], held_out
+
+
+def climb(dataset_name: str, limit: int | None, folder: str, observation_variance: float) -> Result:
+    """One rung of (d): rounds of training until sigma_phi^2 no longer moves by 5 % over a round."""
+    pixels, held_out = data(dataset_name, limit)
+    model = with_fixed_decoder(folder, observation_variance)
+    size = min(ROUND_IMAGES, len(pixels))
+    ends, last_fifth = [sigma_phi2(model)], math.inf
+    while len(ends) <= MAX_ROUNDS and not (len(ends) > MIN_ROUNDS and is_still(ends, last_fifth)):
+        part = pixels.roll(-(len(ends) - 1) * size, 0)[:size]
+        track: list[float] = []
+        train_short(
+            model,
+            part,
+            epochs=1,
+            batch_size=BATCH_SIZE,
+            learning_rate=LEARNING_RATE,
+            seed=len(ends),
+            on_step=lambda *args, track=track: track.append(sigma_phi2(model)),
+        )
+        tail = track[-max(1, len(track) // 5) :]
+        last_fifth = max(tail) / min(tail) - 1
+        ends.append(track[-1])
+    return {
+        "observation_variance": observation_variance,
+        "round_ends": ends,
+        "last_fifth": last_fifth,
+        "converged": is_still(ends, last_fifth),
+        **posterior(model, to_pixel_values(held_out[:WATCHED])),
+    }
+
+
+def sigma_phi2(model: SQVAEModel) -> float:
+    """The quantizer's variance."""
+    return float(model.quantizer.scalars()["dequantization_variance"])
+
+
+def with_fixed_decoder(folder: str, observation_variance: float) -> EncoderOnly:
+    """The model of (a), of which only encoder and sigma_phi^2 learn, under this sigma^2 and the last temperature."""
+    end = TEMPERATURES[1]
+    config = SQVAEConfig.from_pretrained(folder, variance_update="lagged", temperature_start=end, temperature_end=end)
+    model = EncoderOnly.from_pretrained(folder, config=config)
+    model.observation_variance.fill_(observation_variance)
+    model.decoder.requires_grad_(False)
+    model.quantizer.codebook.requires_grad_(False)
+    return model
+
+
+def is_still(round_ends: list[float], last_fifth: float) -> bool:
+    """Whether neither the last fifth of the last round nor the last round as a whole moved sigma_phi^2 by 5 %."""
+    # The learning rate falls to 0 in a round and starts anew in the next: the end of a round alone would prove little.
+    return last_fifth < STILL and abs(math.log(round_ends[-1] / round_ends[-2])) < math.log1p(STILL)
+
+
+def trainings(dataset_name: str, limit: int | None, folder: Path, epochs: int, ladder_epochs: int) -> dict[str, Job]:
+    """The jobs of (a), (b) and (c)."""
+    shared = {"dataset_name": dataset_name, "limit": limit}
+    curves = Job(train, {**shared, "epochs": epochs, "seed": 0, "folder": str(folder / "trained")})
+    short = {**shared, "epochs": ladder_epochs, "folder": None}
+    trained = {f"trained-seed-{seed}": Job(train, {**short, "seed": seed}) for seed in TRAINED_SEEDS}
+    still = {"variance_lr_scale": 0.0}
+    fixed = {
+        f"fixed-{value:g}": Job(train, {**short, "seed": 0, "initial_variance": value} | still)
+        for value in FIXED_VARIANCES
+    }
+    return {"curves": curves, **trained, **fixed}
+
+
+def rungs(dataset_name: str, limit: int | None, folder: Path) -> dict[str, Job]:
+    """The jobs of (d)."""
+    shared = {"dataset_name": dataset_name, "limit": limit, "folder": str(folder / "trained")}
+    return {f"rung-{value:g}": Job(climb, {**shared, "observation_variance": value}) for value in OBSERVATION_VARIANCES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--dataset_name", default="zalando-datasets/fashion_mnist")
+    parser.add_argument("--epochs", type=int, default=3, help="of the training of (a) and (b)")
+    parser.add_argument("--ladder_epochs", type=int, default=1, help="of each training of (c)")
+    parser.add_argument("--limit", type=int, help="train on the first so many images only, to try the command out")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/self_annealing"))
+    parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread")
+    options = parser.parse_args()
+    which = (options.dataset_name, options.limit, options.output_dir)
+    epochs = (options.epochs, options.ladder_epochs)
+    results = run_jobs(options.output_dir, trainings(*which, *epochs), options.num_processes)
+    results |= run_jobs(options.output_dir, rungs(*which), options.num_processes)
+    text = verdict(results, CODEBOOK_SIZE)
+    draw(options.output_dir / "figure.png", results, CODEBOOK_SIZE)
+    (options.output_dir / "verdict.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{options.output_dir / 'figure.png'}")
+
+
+if __name__ == "__main__":
+    main()
