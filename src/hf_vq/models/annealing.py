@@ -26,9 +26,13 @@ class DequantizationVariance(nn.Module):
         self.lr_scale = lr_scale
         self.log_ratio = nn.Parameter(torch.zeros(()))
 
+    def shared(self) -> Tensor:
+        """exp(s), ()."""
+        return self.initial * (self.lr_scale * self.log_ratio).exp()
+
     def forward(self, head: Tensor | None = None) -> Tensor:
         """The variance, in the shape of the head; () without one."""
-        shared = self.initial * (self.lr_scale * self.log_ratio).exp()
+        shared = self.shared()
         own = torch.ones_like(shared) if head is None else head.exp()
         return (own + shared if self.form == "sum" else own * shared).clamp(min=LEAST_VARIANCE)
 
@@ -38,8 +42,8 @@ class InverseConcentration(DequantizationVariance):
 
     def forward(self, head: Tensor | None = None) -> Tensor:
         """1 / kappa, ()."""
-        variance = super().forward(head)
-        return 1 - 1 / variance if self.form == "sum" else variance
+        shared = self.shared()
+        return (shared / (1 + shared) if self.form == "sum" else shared).clamp(min=LEAST_VARIANCE)
 
 
 class AnnealedTemperature(nn.Module):

@@ -115,6 +115,7 @@ def _(of_quantized: Tensor, of_entropy: Tensor, left: Tensor, right: Tensor, vec
 
 
 def save_relaxed_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keeps what `differentiate_relaxed_codes` needs."""
     left, right, vectors, _, temperature = inputs
     _, entropy, codes, mixture, shifted, log_top = output
     # Else zeros would be made for the outputs that have no gradient, N x K of them.
@@ -123,7 +124,8 @@ def save_relaxed_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.save_for_backward(left, right, vectors, mixture, shifted, log_top, entropy, temperature)
 
 
-def differentiate_relaxed_codes(ctx: Any, of_quantized: Tensor, of_entropy: Tensor, *unused: None) -> Any:
+def differentiate_relaxed_codes(ctx: Any, of_quantized: Tensor | None, of_entropy: Tensor | None, *_: None) -> Any:
+    """Gradients of the arguments of `relaxed_codes_in_chunks`; a gradient that is None is zero."""
     left, right, vectors, mixture, shifted, log_top, entropy, temperature = ctx.saved_tensors
     of_quantized = left.new_zeros(*left.shape[:2], vectors.shape[2]) if of_quantized is None else of_quantized
     of_entropy = torch.zeros_like(entropy) if of_entropy is None else of_entropy
