@@ -1,314 +1,277 @@
-"""Every quantizer against its naive twin, value and gradient; and what moves, and when."""
+"""The contract that every quantizer keeps, whatever its mathematics: shapes, types, layouts, tokens and back."""
 
 import math
-import warnings
 from collections.abc import Callable
 
 import naive_quantizers as naive
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from hf_vq.models import quantizers
-from hf_vq.models.quantizers import (
-    AnnealedTemperature,
-    DequantizationVariance,
-    EMAVectorQuantizer,
-    GaussianQuantizer,
-    Quantizer,
-    VectorQuantizer,
+from hypothesis import given
+from hypothesis import strategies as st
+from quantizer_checks import (
+    GRIDS,
+    LEVELS,
+    PROPERTIES,
+    QUANTIZERS,
+    D,
+    K,
+    make_latents,
+    make_log_variance,
+    randn,
+    with_codes,
 )
+from torch import Tensor
 
-K, D, BETA, DECAY = 7, 3, 0.3, 0.9
-TEMPERATURE, INITIAL, LR_SCALE = 0.7, 0.8, 5.0
+from hf_vq.models import quantizer_noise
+from hf_vq.models.finite_scalar_quantizer import FiniteScalarQuantizer
+from hf_vq.models.quantizers import Quantizer, QuantizerOutput, to_grid, to_rows
+from hf_vq.models.vector_quantizers import EMAVectorQuantizer, VectorQuantizer
 
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make_latents(batch: int = 2, height: int = 2, width: int = 3, dim: int = D) -> Tensor:
-    return randn(batch, dim, height, width).requires_grad_()
-
-
-def with_codes(quantizer: Quantizer) -> Quantizer:
-    """`quantizer` in float64 and training mode, its codes among the latents."""
-    with torch.no_grad():
-        quantizer.double().train().codebook.weight.copy_(randn(*quantizer.codebook.weight.shape, seed=1))
-    return quantizer
-
-
-def make_gaussian(form: str = "product", noisy: bool = False, initial: float = INITIAL) -> GaussianQuantizer:
-    variance = DequantizationVariance(form, initial, LR_SCALE)
-    temperature = AnnealedTemperature(TEMPERATURE, TEMPERATURE, 1)
-    return with_codes(GaussianQuantizer(K, D, variance, temperature, noisy))
-
-
-QUANTIZERS: dict[str, Callable[[], Quantizer]] = {
-    "gradient": lambda: with_codes(VectorQuantizer(K, D, BETA)),
-    "ema": lambda: with_codes(EMAVectorQuantizer(K, D, BETA, DECAY)),
-    "gaussian": make_gaussian,
-    "gaussian-noisy": lambda: make_gaussian("sum", noisy=True),
-}
+Make = Callable[[int], Quantizer]
 every_quantizer = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
+every_number = pytest.mark.parametrize("num_codebooks", [1, 3], ids=["M=1", "M=3"])
 
 
-def gradients(quantized: Tensor, loss: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of the loss and of what a decoder might ask of `quantized`."""
-    decoder = (quantized * randn(*quantized.shape, seed=2)).sin().sum()
-    return torch.autograd.grad(decoder + loss, inputs)
-
-
-def assert_all_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("learns", [True, False], ids=["gradient", "ema"])
-def test_nearest_codes_equal_the_loops(learns: bool):
-    latents, quantizer = make_latents(), QUANTIZERS["gradient" if learns else "ema"]()
-    codebook = quantizer.codebook.weight
-    inputs = [latents, codebook] if learns else [latents]
-    output = quantizer(latents)
-    expected = naive.vector_quantizer(latents, codebook, BETA, learns)
-    assert torch.equal(output.image_tokens, expected.image_tokens)
-    assert_all_close((output.quantized, output.loss), (expected.quantized, expected.loss))
-    actual = gradients(output.quantized, output.loss, inputs)
-    assert_all_close(actual, gradients(expected.quantized, expected.loss, inputs))
-    assert all(gradient.abs().max() > 1e-3 for gradient in actual)
-
-
-@pytest.mark.parametrize("noisy", [False, True], ids=["mean", "noisy"])
-@pytest.mark.parametrize("form", ["product", "sum"])
-def test_the_gaussian_equals_the_loops(form: str, noisy: bool, monkeypatch: pytest.MonkeyPatch):
-    latents, quantizer = make_latents(), make_gaussian(form, noisy)
-    codebook, parameter = quantizer.codebook.weight, quantizer.variance.log_ratio
-    with torch.no_grad():
-        parameter.fill_(0.11)
-    inputs = [latents, codebook, parameter]
-    gumbel, normal = -randn(12, K, seed=3).exp().log1p().log(), randn(12, D, seed=4)
-    monkeypatch.setattr(quantizers, "gumbel_noise", lambda like: gumbel)
-    monkeypatch.setattr(quantizers, "gaussian_noise", lambda like: normal)
-    output = quantizer(latents)
-    variance = naive.dequantization_variance(form, INITIAL, LR_SCALE, parameter)
-    expected = naive.gaussian_quantizer(latents, codebook, variance, TEMPERATURE, gumbel, normal if noisy else None)
-    assert torch.equal(output.image_tokens, expected.image_tokens)
-    assert_all_close((output.quantized, output.loss), (expected.quantized, expected.loss))
-    actual = gradients(output.quantized, output.loss, inputs)
-    assert_all_close(actual, gradients(expected.quantized, expected.loss, inputs))
-    assert all(gradient.abs().max() > 1e-3 for gradient in actual)
-
-
-@pytest.mark.parametrize("form", ["product", "sum"])
-def test_the_gaussian_in_evaluation_takes_the_nearest_code_and_the_mean(form: str):
-    latents, quantizer = make_latents(), make_gaussian(form, noisy=True).eval()
-    output = quantizer(latents)
-    codebook, variance = quantizer.codebook.weight, quantizer.variance()
-    loss = 0.0
-    for b, i, j in naive.positions(latents):
-        mean = latents[b, :, i, j]
-        assert output.image_tokens[b, i, j] == naive.nearest(mean, codebook)
-        code = codebook[output.image_tokens[b, i, j]]
-        assert torch.equal(output.quantized[b, :, i, j], code)
-        entropy = -sum(p * p.log() for p in naive.posterior(mean, codebook, variance))
-        loss = loss + naive.squared_norm(mean - code) / (2 * variance) - entropy
-    torch.testing.assert_close(output.loss, loss / len(latents), rtol=1e-9, atol=1e-12)
-
-
-def test_the_six_steps():
-    latents, quantizer = make_latents(3, 2, 4), QUANTIZERS["gradient"]()
-    z_e = latents.detach().permute(0, 2, 3, 1).numpy()
-    six = naive.SixSteps(quantizer.codebook.weight.detach().numpy())
-    z_q, indices = six.forward(z_e)
-    output = quantizer(latents)
-    np.testing.assert_array_equal(output.image_tokens.numpy(), indices)
-    np.testing.assert_allclose(output.quantized.detach().permute(0, 2, 3, 1).numpy(), z_q, rtol=1e-12)
-    upstream = randn(*z_q.shape, seed=5)
-    output.quantized.backward(upstream.permute(0, 3, 1, 2), retain_graph=True)
-    copied = six.backward(upstream.numpy())
-    np.testing.assert_allclose(latents.grad.permute(0, 2, 3, 1).numpy(), copied, rtol=1e-12)
-    assert quantizer.codebook.weight.grad is None or not quantizer.codebook.weight.grad.any()
-    latents.grad = None
-    output.loss.backward()
-    value, z_e_gradient, dictionary_gradient = six.loss_gradients(z_e, BETA)
-    assert output.loss.item() == pytest.approx(value, rel=1e-12)
-    np.testing.assert_allclose(latents.grad.permute(0, 2, 3, 1).numpy(), z_e_gradient, rtol=1e-9)
-    np.testing.assert_allclose(quantizer.codebook.weight.grad.numpy(), dictionary_gradient, rtol=1e-9, atol=1e-15)
-
-
-def test_the_commitment_weight_is_on_the_commitment_term_only():
-    def pull(beta: float) -> tuple[Tensor, Tensor]:
-        latents, quantizer = make_latents(), with_codes(VectorQuantizer(K, D, beta))
-        return torch.autograd.grad(quantizer(latents).loss, [latents, quantizer.codebook.weight])
-
-    (no_latents, codes), (latents, same_codes), (doubled, _) = pull(0.0), pull(0.5), pull(1.0)
-    assert torch.equal(codes, same_codes) and codes.any()
-    assert not no_latents.any() and latents.any()
-    torch.testing.assert_close(doubled, 2 * latents)
+def tokens_shape(latents: Tensor, num_codebooks: int) -> tuple[int, ...]:
+    shape = (len(latents), *latents.shape[2:])
+    return shape if num_codebooks == 1 else (*shape, num_codebooks)
 
 
 @every_quantizer
-def test_any_number_of_grid_axes(make: Callable[[], Quantizer]):
-    quantizer = make().eval()
-    grid = make_latents(2, 2, 6)
-    expected = quantizer(grid)
-    for shape in ((12,), (2, 3, 2)):
-        output = quantizer(grid.reshape(2, D, *shape))
-        assert torch.equal(output.image_tokens, expected.image_tokens.reshape(2, *shape))
-        assert torch.equal(output.quantized, expected.quantized.reshape(2, D, *shape))
+@every_number
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_shapes_and_types(make: Make, num_codebooks: int, grid: tuple[int, ...], training: bool):
+    quantizer, latents = make(num_codebooks).train(training), make_latents(grid, num_codebooks)
+    output = quantizer(latents, make_log_variance(latents))
+    assert isinstance(output, QuantizerOutput)
+    assert output._fields == ("quantized", "image_tokens", "loss", "perplexity")
+    assert output.quantized.shape == latents.shape and output.quantized.dtype == torch.float64
+    assert output.image_tokens.shape == tokens_shape(latents, num_codebooks)
+    assert output.image_tokens.dtype == torch.int64
+    assert output.image_tokens.min() >= 0 and output.image_tokens.max() < quantizer.codebook_size
+    assert output.loss.shape == output.perplexity.shape == ()
+    assert quantizer.codebook.weight.shape == (num_codebooks * quantizer.codebook_size, D)
+    assert quantizer.vectors().shape == (num_codebooks, quantizer.codebook_size, D)
+
+
+@every_quantizer
+@every_number
+def test_the_grid_does_not_matter_and_the_tokens_are_deterministic(make: Make, num_codebooks: int):
+    quantizer = make(num_codebooks).eval()
+    latents = make_latents((12,), num_codebooks).detach()
+    head = make_log_variance(latents)
+    expected = quantizer(latents, head)
+    for grid in ((12,), (2, 6), (2, 3, 2)):
+        own = [one.unflatten(2, grid) for one in (latents, head)]
+        output = quantizer(*own)
+        assert torch.equal(output.image_tokens.flatten(), expected.image_tokens.flatten())
+        assert torch.equal(output.quantized.flatten(2), expected.quantized)
         assert torch.equal(quantizer.lookup(output.image_tokens), output.quantized)
-        assert torch.equal(quantizer.search(grid.reshape(2, D, *shape)), output.image_tokens)
+        assert torch.equal(quantizer.search(*own), output.image_tokens)
+        assert torch.equal(quantizer.train()(*own).image_tokens, output.image_tokens)
+        quantizer.eval()
 
 
 @every_quantizer
-def test_perplexity_is_that_of_the_deterministic_tokens(make: Callable[[], Quantizer]):
-    output = make()(make_latents())
-    counts = torch.bincount(output.image_tokens.flatten(), minlength=K).double() / 12
-    expected = math.exp(-sum(p * math.log(p) for p in counts.tolist() if p))
+def test_codebooks_do_not_mix(make: Make):
+    quantizer, latents = make(3).eval(), make_latents((2, 3), 3).detach()
+    head = make_log_variance(latents)
+    tokens = quantizer.search(latents, head)
+    changed = latents.clone()
+    changed[:, D : 2 * D] = randn(2, D, 2, 3, seed=11)
+    again = quantizer.search(changed, head)
+    assert torch.equal(again[..., [0, 2]], tokens[..., [0, 2]]) and not torch.equal(again[..., 1], tokens[..., 1])
+    vectors = quantizer.vectors()
+    for b, i, j in naive.positions(latents):
+        for m in range(3):
+            looked_up = quantizer.lookup(tokens)[b, m * D : (m + 1) * D, i, j]
+            assert torch.equal(looked_up, vectors[m, tokens[b, i, j, m]])
+
+
+@every_quantizer
+@every_number
+def test_perplexity_is_that_of_the_deterministic_tokens(make: Make, num_codebooks: int):
+    latents = make_latents((4, 5), num_codebooks)
+    output = make(num_codebooks)(latents, make_log_variance(latents))
+    expected = naive.perplexity(output.image_tokens, num_codebooks)
     assert output.perplexity.item() == pytest.approx(expected, rel=1e-6)
-    assert 1 < expected < K
+    assert 1 < expected <= math.prod(LEVELS)
 
 
-def test_moving_averages_equal_the_loops_over_two_steps():
-    quantizer = with_codes(EMAVectorQuantizer(K, D, BETA, DECAY))
+@every_quantizer
+def test_statistics_and_scalars_are_numbers_by_name(make: Make):
+    quantizer, latents = make(2), make_latents((2, 3), 2)
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    statistics = quantizer.statistics(latents, make_log_variance(latents))
+    stochastic = hasattr(quantizer, "temperature")
+    assert set(quantizer.scalars()) == ({"dequantization_variance", "temperature"} if stochastic else set())
+    names = {"posterior_entropy", "argmax_probability", "dequantization_variance"}
+    assert set(statistics) == (names if stochastic else set())
+    assert all(value.shape == () and value.isfinite() for value in (statistics | quantizer.scalars()).values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+
+
+def close_calls(quantizer: Quantizer, latents: Tensor) -> Tensor:
+    """Where the two best of all codes are as good as equal, in the shape of the tokens."""
+    rows, vectors = quantizer.rows(latents.double()), quantizer.vectors().double()
+    if isinstance(quantizer, FiniteScalarQuantizer):
+        rows = quantizer.bound(rows) / quantizer.half_widths(rows)
+    best, second = torch.cdist(rows, vectors).topk(2, largest=False).values.unbind(-1)
+    return quantizer.to_tokens(second - best < 1e-3 * second + 1e-4, latents)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda latents: latents.contiguous(),
+    "channels_last": lambda latents: latents.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda latents: latents.transpose(2, 3).contiguous().transpose(2, 3),
+    "sliced": lambda latents: torch.cat([latents, latents], dim=1)[:, ::2].copy_(latents),
+    "expanded": lambda latents: latents[:1].expand_as(latents),
+}
+PRECISIONS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@PROPERTIES
+@given(
+    normalize=st.booleans(),
+    codes=st.integers(2, 600),
+    dim=st.integers(1, 9),
+    num_codebooks=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from(PRECISIONS),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    seed=st.integers(0, 1000),
+)
+def test_any_size_type_and_layout(
+    normalize: bool,
+    codes: int,
+    dim: int,
+    num_codebooks: int,
+    batch: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    layout: str,
+    seed: int,
+):
+    latents = randn(batch, num_codebooks * dim, height, width, seed=seed)
+    latents = LAYOUTS[layout](latents.to(dtype))
+    quantizer = VectorQuantizer(codes, dim, num_codebooks, normalize_codes=normalize).to(dtype)
+    check_contract(quantizer, latents, seed)
+
+
+@PROPERTIES
+@given(
+    levels=st.lists(st.integers(3, 9), min_size=1, max_size=4),
+    num_codebooks=st.integers(1, 3),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from(PRECISIONS),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    seed=st.integers(0, 1000),
+)
+def test_any_levels_type_and_layout(
+    levels: list[int], num_codebooks: int, height: int, width: int, dtype: torch.dtype, layout: str, seed: int
+):
+    latents = randn(2, num_codebooks * len(levels), height, width, seed=seed) * 2
+    latents = LAYOUTS[layout](latents.to(dtype))
+    check_contract(FiniteScalarQuantizer(levels, num_codebooks).to(dtype), latents, seed)
+
+
+def check_contract(quantizer: Quantizer, latents: Tensor, seed: int) -> None:
+    """Codebook and results in float32 or wider, the nearest codes up to ties, and lookup the way back."""
+    torch.manual_seed(seed)
+    wide = torch.promote_types(latents.dtype, torch.float32)
     with torch.no_grad():
-        quantizer.codebook.weight[-1] = 100.0
-    codebook, cluster_size = quantizer.codebook.weight.clone(), quantizer.cluster_size.clone()
-    for seed in (6, 7):
-        latents = randn(2, D, 2, 3, seed=seed)
-        tokens = quantizer(latents).image_tokens
-        assert torch.equal(quantizer.codebook.weight, codebook), "the codebook moves in step() only"
-        quantizer.step()
-        codebook, cluster_size = naive.moving_averages(codebook, cluster_size, latents, tokens, DECAY)
-        torch.testing.assert_close(quantizer.codebook.weight, codebook, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(quantizer.cluster_size, cluster_size, rtol=1e-12, atol=1e-12)
-        codebook, cluster_size = quantizer.codebook.weight.clone(), quantizer.cluster_size.clone()
-    unused = quantizer.cluster_size == 0
-    assert unused[-1] and (quantizer.codebook.weight[-1] == 100).all()
-    assert not quantizer.pending_counts.any() and not quantizer.pending_sums.any()
-
-
-def test_moving_averages_stand_still_in_evaluation():
-    quantizer = with_codes(EMAVectorQuantizer(K, D, BETA, DECAY))
-    quantizer(make_latents())
-    quantizer.step()
-    before = {name: tensor.clone() for name, tensor in quantizer.named_buffers()}
-    codebook = quantizer.codebook.weight.clone()
-    quantizer.eval()(make_latents())
-    for name, tensor in quantizer.named_buffers():
-        assert torch.equal(tensor, before[name]), name
-    quantizer.step()
-    assert torch.equal(quantizer.codebook.weight, codebook)
-
-
-def test_four_micro_batches_move_the_codebook_as_their_joint_batch():
-    joint, split = (with_codes(EMAVectorQuantizer(K, D, BETA, DECAY)) for _ in range(2))
-    for seed in (8, 9):
-        latents = randn(8, D, 2, 3, seed=seed)
-        joint(latents)
-        for micro_batch in latents.chunk(4):
-            split(micro_batch)
-        joint.step()
-        split.step()
-    torch.testing.assert_close(split.codebook.weight, joint.codebook.weight, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(split.cluster_size, joint.cluster_size, rtol=1e-12, atol=1e-12)
-    assert (joint.cluster_size > 0).sum() > 2
-
-
-@pytest.mark.uninitialised_memory
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("reentrant", [False, True], ids=["not-reentrant", "reentrant"])
-def test_checkpointing_counts_a_micro_batch_once(reentrant: bool, compiled: bool):
-    quantizer, latents = with_codes(EMAVectorQuantizer(K, D, BETA, DECAY)), make_latents()
-    runs = []
-
-    def quantize(latents: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            runs.append(1)
-        output = quantizer(latents)
-        return output.quantized.square().sum() + output.loss
-
-    def forward(latents: Tensor) -> Tensor:
-        return checkpoint(quantize, latents, use_reentrant=reentrant)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        (torch.compile(forward, backend="aot_eager") if compiled else forward)(latents).backward()
-    torch._dynamo.reset()
+        for name, start in quantizer.initial_state().items():
+            quantizer.get_parameter(name).copy_(start)
+        if not isinstance(quantizer, FiniteScalarQuantizer):
+            quantizer.codebook.weight.normal_()
+    assert quantizer.codebook.weight.dtype == wide
+    output = quantizer.eval()(latents)
+    assert output.quantized.dtype == output.loss.dtype == wide
+    assert output.quantized.shape == latents.shape
     tokens = quantizer.search(latents)
-    assert compiled or len(runs) == 2, "the forward was not repeated"
-    assert torch.equal(quantizer.pending_counts, torch.bincount(tokens.flatten(), minlength=K).double())
-    torch.testing.assert_close(quantizer.pending_sums.sum(0), latents.detach().sum((0, 2, 3)))
+    assert torch.equal(tokens, output.image_tokens)
+    assert tokens.shape == tokens_shape(latents, quantizer.num_codebooks) and tokens.dtype == torch.int64
+    assert torch.equal(quantizer.lookup(tokens), output.quantized)
+    wide_quantizer = quantizer.double()
+    exact = wide_quantizer.search(latents.double())
+    assert not (tokens != exact)[~close_calls(wide_quantizer, latents)].any()
 
 
-def test_temperature_decays_exponentially_and_then_stays():
-    temperature = AnnealedTemperature(2.0, 0.5, 4)
-    seen = []
-    for _ in range(6):
-        seen.append(temperature().item())
-        temperature.step()
-    assert seen == pytest.approx([2.0, 2**0.5, 1.0, 0.5**0.5, 0.5, 0.5], rel=1e-6)
+@PROPERTIES
+@given(
+    num_codebooks=st.integers(1, 4),
+    dim=st.integers(1, 5),
+    shape=st.lists(st.integers(1, 4), min_size=0, max_size=3),
+    batch=st.integers(1, 3),
+)
+def test_rows_and_grid_are_inverse(num_codebooks: int, dim: int, shape: list[int], batch: int):
+    latents = randn(batch, num_codebooks * dim, *shape)
+    rows = to_rows(latents, num_codebooks)
+    assert torch.equal(to_grid(rows, latents), latents)
+    expected = [site.latent for site in naive.sites(latents, num_codebooks)]
+    assert torch.equal(rows.transpose(0, 1).reshape(-1, dim), torch.stack(expected))
 
 
-def test_a_scale_of_zero_holds_the_variance():
-    variance = DequantizationVariance("product", 0.3, 0.0)
-    variance().backward()
-    assert variance().item() == pytest.approx(0.3) and variance.log_ratio.grad == 0
+@pytest.mark.parametrize("cast", [lambda q: q.half(), lambda q: q.to(torch.bfloat16), lambda q: q.bfloat16().float()])
+@every_quantizer
+def test_nothing_falls_below_single_precision(make: Make, cast: Callable[[Quantizer], Quantizer]):
+    quantizer = make(2).float()
+    before = {name: tensor.clone() for name, tensor in (*quantizer.named_parameters(), *quantizer.named_buffers())}
+    quantizer = cast(quantizer)
+    for name, tensor in (*quantizer.named_parameters(), *quantizer.named_buffers()):
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name]), name
+    latents = make_latents((2, 3), 2).to(torch.bfloat16).detach().requires_grad_()
+    output = quantizer(latents, make_log_variance(latents))
+    (output.quantized.sum() + output.loss).backward()
+    assert output.loss.dtype == output.quantized.dtype == torch.float32 and latents.grad.dtype == torch.bfloat16
+
+
+@every_quantizer
+def test_initial_state_names_what_it_starts(make: Make):
+    quantizer = make(2)
+    for name, start in quantizer.initial_state().items():
+        assert start.shape == quantizer.get_parameter(name).shape and start.isfinite().all()
+    assert "codebook.weight" in quantizer.initial_state()
+
+
+def test_a_learned_codebook_starts_random_and_small():
+    codes = EMAVectorQuantizer(K, 64, 3).initial_state()["codebook.weight"]
+    assert 0.9 / K < codes.abs().max() <= 1 / K and not torch.equal(codes[:K], codes[K : 2 * K])
 
 
 def test_the_noise_has_its_distribution():
     torch.manual_seed(0)
-    like = torch.empty(200_000, dtype=torch.float64)
-    gumbel, normal = quantizers.gumbel_noise(like), quantizers.gaussian_noise(like)
-    assert gumbel.mean().item() == pytest.approx(0.5772, abs=0.02)
-    assert gumbel.var().item() == pytest.approx(math.pi**2 / 6, rel=0.02)
-    assert normal.mean().item() == pytest.approx(0, abs=0.01) and normal.var().item() == pytest.approx(1, rel=0.02)
-    codes = quantizers.draw_codes(torch.tensor([[0.2, 0.0, 0.8]]).expand(20_000, 3))
-    assert torch.bincount(codes).tolist() == pytest.approx([4_000, 0, 16_000], abs=300)
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(200_000, dtype=dtype)
+        gumbel, normal = quantizer_noise.gumbel_noise(like), quantizer_noise.gaussian_noise(like)
+        uniform = quantizer_noise.uniform_noise(like.view(-1, 4), 3)
+        assert gumbel.dtype == normal.dtype == uniform.dtype == dtype and uniform.shape == (50_000, 3)
+        assert gumbel.isfinite().all()
+        assert gumbel.mean().item() == pytest.approx(0.5772, abs=0.02)
+        assert gumbel.var().item() == pytest.approx(math.pi**2 / 6, rel=0.02)
+        assert normal.mean().item() == pytest.approx(0, abs=0.01)
+        assert normal.var().item() == pytest.approx(1, rel=0.02)
+        assert uniform.min() >= 0 and uniform.max() < 1
+        assert uniform.var().item() == pytest.approx(1 / 12, rel=0.02)
+    generator = torch.Generator().manual_seed(3)
+    first = quantizer_noise.uniform_noise(like.view(-1, 4), 3, generator)
+    assert torch.equal(quantizer_noise.uniform_noise(like.view(-1, 4), 3, generator.manual_seed(3)), first)
 
 
-@pytest.mark.parametrize("codes", [2, 1000, 2**18 + 1])
-def test_the_search_works_in_chunks(codes: int, monkeypatch: pytest.MonkeyPatch):
-    sizes, addmm = [], torch.addmm
-
-    def recording(*args: Tensor, **kwargs: float) -> Tensor:
-        scores = addmm(*args, **kwargs)
-        sizes.append(tuple(scores.shape))
-        return scores
-
-    monkeypatch.setattr(torch, "addmm", recording)
-    rows, vectors = torch.randn(900 if codes == 1000 else 3, 2), torch.randn(codes, 2)
-    nearest = quantizers.nearest_code(rows, vectors)
-    assert torch.equal(nearest, torch.cdist(rows.double(), vectors.double()).argmin(1))
-    assert sum(rows for rows, _ in sizes) == len(rows)
-    assert all(rows == 1 or rows * width <= 2**18 for rows, width in sizes)
+def test_uniform_noise_of_single_precision_never_reaches_one():
+    draws = quantizer_noise.uniform_noise(torch.empty(2_000_000, 1), 8, torch.Generator().manual_seed(0))
+    assert draws.max() < 1
 
 
-def largest_allocation(function: Callable[[], object]) -> int:
-    """Bytes of the largest single tensor that any operator inside `function` allocates on the CPU."""
-    function()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    return max(event.self_cpu_memory_usage for event in profile.events())
-
-
-@pytest.mark.parametrize("quantizer", [VectorQuantizer(1024, 4, 0.25), EMAVectorQuantizer(1024, 4, 0.25, 0.99)])
-def test_no_table_of_rows_by_codes(quantizer: Quantizer):
-    latents = torch.randn(16, 4, 32, 32, requires_grad=True)
-    rows_by_codes = 16 * 32 * 32 * 1024
-
-    def train() -> None:
-        output = quantizer.train()(latents)
-        (output.quantized.sum() + output.loss).backward()
-
-    # Even as bytes a one-hot would take rows_by_codes.
-    assert largest_allocation(train) < rows_by_codes / 8
-
-
-def test_the_gaussian_search_has_no_table_of_rows_by_codes():
-    variance, temperature = DequantizationVariance("product", 1.0, 1.0), AnnealedTemperature(1.0, 0.5, 10)
-    quantizer = GaussianQuantizer(1024, 4, variance, temperature).eval()
-    latents = torch.randn(16, 4, 32, 32)
-    assert largest_allocation(lambda: quantizer.search(latents)) < 16 * 32 * 32 * 1024 / 8
+@pytest.mark.parametrize("make", [lambda: with_codes(VectorQuantizer(K, D, 2)), lambda: QUANTIZERS["gaussian"](2)])
+def test_the_tokens_of_a_loaded_copy_are_the_same(make: Callable[[], Quantizer]):
+    quantizer, copy = make(), make()
+    torch.nn.init.zeros_(copy.codebook.weight)
+    copy.load_state_dict(quantizer.state_dict())
+    latents = make_latents((2, 3), 2)
+    assert torch.equal(copy.search(latents), quantizer.search(latents))

@@ -1,4 +1,4 @@
-"""One tiny model of every family and quantizer, and images for it."""
+"""One tiny model of every family, quantizer and option, and images for it."""
 
 import torch
 from torch import Tensor
@@ -14,25 +14,47 @@ BODY = {
     "num_residual_blocks": 1,
     "residual_channels": 4,
 }
+VECTOR_QUANTIZERS: dict[str, dict[str, object]] = {
+    "gradient": {"quantizer": "gradient"},
+    "rotation": {"quantizer": "gradient", "gradient_estimator": "rotation"},
+    "normalised": {"quantizer": "gradient", "normalize_codes": True},
+    "linear": {"quantizer": "gradient", "codebook_transform": "linear"},
+    "ema": {"quantizer": "ema"},
+    "ema-kmeans-revival": {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1},
+    "ema-3-codebooks": {"quantizer": "ema", "num_codebooks": 3, "codebook_dim": 1},
+    "soft_em": {"quantizer": "soft_em", "num_samples": 3},
+    "fsq": {"quantizer": "fsq", "levels": [4, 3], "codebook_dim": 2},
+}
+STOCHASTIC_QUANTIZERS: dict[str, dict[str, object]] = {
+    "gaussian": {"quantizer": "gaussian"},
+    "gaussian-noisy-learned": {
+        "variance_form": "sum",
+        "dequantization_noise": True,
+        "variance_update": "learned",
+    },
+    "gaussian-per_sample": {"covariance": "per_sample"},
+    "gaussian-per_latent": {"covariance": "per_latent", "variance_form": "sum"},
+    "gaussian-diagonal": {"covariance": "diagonal", "dequantization_noise": True},
+    "gaussian-2-codebooks": {"num_codebooks": 2, "codebook_dim": 2},
+    "vmf": {"quantizer": "vmf", "initial_variance": 0.1},
+}
 FAMILIES = {
-    "gradient": (VQVAEModel, VQVAEConfig, {"quantizer": "gradient"}),
-    "ema": (VQVAEModel, VQVAEConfig, {"quantizer": "ema"}),
-    "gaussian": (SQVAEModel, SQVAEConfig, {"quantizer": "gaussian"}),
-    "gaussian-noisy-learned": (
-        SQVAEModel,
-        SQVAEConfig,
-        {"variance_form": "sum", "dequantization_noise": True, "variance_update": "learned"},
-    ),
+    **{name: (VQVAEModel, VQVAEConfig, own) for name, own in VECTOR_QUANTIZERS.items()},
+    **{name: (SQVAEModel, SQVAEConfig, own) for name, own in STOCHASTIC_QUANTIZERS.items()},
 }
 
 
 def make_model(family: str, seed: int = 0, **settings: object) -> AutoencoderModel:
-    """A model in evaluation mode whose codes are as large as its latents, so that many of them occur."""
+    """A model in evaluation mode whose codes are about as large as its latents, so that many of them occur."""
     model_class, config_class, own = FAMILIES[family]
     torch.manual_seed(seed)
     model = model_class(config_class(**{**BODY, **own, **settings})).eval()
     with torch.no_grad():
-        model.quantizer.codebook.weight.normal_().mul_(0.5)
+        if model.config.quantizer == "fsq":
+            # Its codes are a grid, and stay.
+            model.encoder.to_latents[-1].weight.mul_(8)
+        else:
+            model.quantizer.codebook.weight.normal_().mul_(0.5)
     return model
 
 
