@@ -92,8 +92,17 @@ def train_with_trainer(model: Any, folder: Path, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("below", [1.0, 0.0], ids=["warn", "never"])
-def test_trainer_warns_once_for_each_evaluation(tmp_path: Path, warnings_of_the_callback: list[str], below: float):
+def test_trainer_warns_once_for_each_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings_of_the_callback: list[str], below: float
+):
     torch.manual_seed(0)
+    judged: list[torch.Tensor] = []
+
+    def judge(code_counts: torch.Tensor, *rest: Any) -> str | None:
+        judged.append(code_counts)
+        return collapse_warning(code_counts, *rest)
+
+    monkeypatch.setattr("hf_vq.callbacks.collapse_warning", judge)
     model = hf_vq.VQVAEModel(hf_vq.VQVAEConfig(codebook_size=64, **TINY))
     seen = []
     handle = model.quantizer.register_forward_hook(
@@ -103,6 +112,8 @@ def test_trainer_warns_once_for_each_evaluation(tmp_path: Path, warnings_of_the_
     handle.remove()
     assert [line.split(":")[0] for line in warnings_of_the_callback] == (["step 2", "step 4"] if below else [])
     assert len(seen) == 3 and len(model.quantizer._forward_hooks) == 0
+    # Each evaluation is judged by its own tokens, and by none of those that were trained on.
+    expected = [torch.bincount(tokens, minlength=64)[None] for tokens in seen[:2]]
+    assert [counts.tolist() for counts in judged] == [counts.tolist() for counts in expected]
     if below:
-        occur = len(seen[1].unique())
-        assert f"of which {occur} occur" in warnings_of_the_callback[1]
+        assert f"of which {len(seen[1].unique())} occur" in warnings_of_the_callback[1]
