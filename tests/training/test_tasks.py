@@ -177,17 +177,19 @@ def test_the_log_shows_variances_and_temperature(model_type: str, scalars: dict[
     assert {name: value.item() for name, value in found.items()} == pytest.approx(scalars)
 
 
-@pytest.mark.parametrize("below", [0.0, 0.1, 0.5], ids=["never", "default", "half"])
+@pytest.mark.parametrize(("times", "warned"), [(0.0, False), (0.9, False), (1.1, True)], ids=["never", "over", "under"])
 def test_few_codes_are_warned_of_once_for_each_evaluation(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, below: float
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: float, warned: bool
 ):
-    task = TokenizerTask(SPLITS, EngineArguments(), "hf_vqvae", GREY, warn_perplexity_below=below)
+    task = TokenizerTask(SPLITS, EngineArguments(), "hf_vqvae", GREY, warn_perplexity_below=0.0)
     model = task.build(10).eval()
     with torch.no_grad():
         model.quantizer.codebook.weight[2:] += 100.0  # two codes are left
+        task.warn_perplexity_below = times * task.evaluate(model, tmp_path, 10, Accelerator())["perplexity"] / 16
+        assert caplog.messages == []
         task.evaluate(model, tmp_path, 20, Accelerator())
-    assert len(caplog.messages) == (below == 0.5)
-    for part in ("step 20: the perplexity is", "2 occur", "kmeans", "code-history.png") if below == 0.5 else ():
+    assert len(caplog.messages) == warned
+    for part in ("step 20: the perplexity is", "2 occur", "kmeans", "code-history.png") if warned else ():
         assert part in caplog.text
 
 
