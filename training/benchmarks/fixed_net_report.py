@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fixed_net_rows import ROWS
-from panels import new_figure, save_figure, say
+from panels import new_figure, save_figure
 
 from hf_vq.models.modeling_sqvae import SQVAEModel
-from hf_vq.pictures import BLUE, ORANGE, SOFT
+from hf_vq.pictures import BLUE, INK, ORANGE, SOFT
 from run_log import refuse_other_settings
 
 # Metric -> decimals.
 MEASURED = {"psnr": 2, "psnr_of_mse": 2, "ssim": 3, "perplexity": 0, "usage": 3}
 OF_A_ROW = ("row", "seed", "model")
 OF_A_RATE = ("batch_size", "mixed_precision", "device")
+
+PANELS = (("psnr", "perplexity"), ("PSNR", "perplexity"), ("dB", "codes"))
+FAMILIES = {False: ("VQ-VAE", BLUE), True: ("SQ-VAE", ORANGE)}
 
 Record = dict[str, Any]
 
@@ -65,12 +68,13 @@ def describe(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) ->
     commits = sorted({_short(str(record["git_commit"])) for record in records})
     machines = sorted({times[name]["machine"] for name in found if name in times})
     seeds = sorted({record["settings"]["seed"] for record in records})
+    plural = "" if len(seeds) == 1 else "s"
     lines = [
-        f"{settings['dataset_name']}: {settings['images']:,} training images x {settings['epochs']} epochs, batches of "
-        f"{settings['batch_size']}, {'bf16' if settings['mixed_precision'] == 'bf16' else 'float32'}, "
+        f"{Path(settings['dataset_name']).name}: {settings['images']:,} training images x {settings['epochs']} epochs, "
+        f"batches of {settings['batch_size']}, {'bf16' if settings['mixed_precision'] == 'bf16' else 'float32'}, "
         f"Adam {settings['learning_rate']:g} falling to 0 along a cosine; "
         f"{int(records[0]['metrics']['num_images']):,} test images, deterministic tokens. Mean ± half the range over "
-        f"{len(seeds)} seeds; torch {versions['torch']}, commit {', '.join(commits)}.",
+        f"{len(seeds)} seed{plural}; torch {versions['torch']}, commit {', '.join(commits)}.",
     ]
     if machines:
         lines.append(f"images/s: training steps on one thread, each row alone and in turn ({', '.join(machines)}).")
@@ -111,17 +115,21 @@ def draw(found: Mapping[str, Sequence[Record]], path: Path) -> None:
     """PSNR and perplexity of each row, a dot a seed."""
     figure, axes = new_figure(2, (10, 1.2 + 0.3 * len(found)))
     places = range(len(found), 0, -1)
-    for axis, metric, unit in zip(axes, ("psnr", "perplexity"), ("PSNR (dB)", "perplexity"), strict=True):
+    for axis, metric, title, unit in zip(axes, *PANELS, strict=True):
         for place, (name, records) in zip(places, found.items(), strict=True):
             values = _values(records, metric)
-            colour = ORANGE if issubclass(ROWS[name].model_class, SQVAEModel) else BLUE
-            axis.plot([min(values), max(values)], [place, place], color=colour, linewidth=1.6)
-            axis.plot(values, [place] * len(values), "o", color=colour, markersize=5.5)
+            family, colour = FAMILIES[issubclass(ROWS[name].model_class, SQVAEModel)]
+            axis.plot(values, [place] * len(values), "o-", color=colour, linewidth=1.6, markersize=5.5, label=family)
         axis.set(ylim=(0.4, len(found) + 0.6))
         axis.tick_params(axis="y", length=0)
         axis.set_yticks(list(places), [ROWS[name].label for name in found] if metric == "psnr" else [""] * len(found))
-        say(axis, f"{unit} of the test images", unit, "")
+        axis.set_title(
+            f"{'PSNR' if metric == 'psnr' else metric} of the test images", loc="left", fontsize=10.5, color=INK
+        )
+        axis.set_xlabel(unit)
     _mark_codes(axes[1], found)
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
@@ -129,5 +137,8 @@ def _mark_codes(axis: Any, found: Mapping[str, Sequence[Record]]) -> None:
     """A line at the codebook size, where all rows have the same."""
     sizes = {records[0]["codebook_size"] for records in found.values()}
     if len(sizes) == 1:
-        axis.axvline(sizes.pop(), color=SOFT, linewidth=1.1, dashes=(5, 3))
+        size = sizes.pop()
+        axis.axvline(size, color=SOFT, linewidth=1.1, dashes=(5, 3))
+        place = axis.get_xaxis_transform()
+        axis.text(size, 1.01, f"K = {size}", transform=place, ha="right", va="bottom", color=SOFT, fontsize=9)
     axis.set_xlim(left=0)
