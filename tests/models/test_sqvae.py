@@ -2,13 +2,14 @@
 
 import math
 
+import naive_stochastic_quantizers as loops
 import pytest
 import torch
-from tiny_models import BODY, make_images, make_model
+from tiny_models import BODY, FAMILIES, STOCHASTIC_QUANTIZERS, make_images, make_model
 from torch import Tensor
 
 from hf_vq import SQVAEConfig, SQVAEModel
-from hf_vq.models import quantizers
+from hf_vq.models import stochastic_quantizers
 
 ELEMENTS = 3 * 8 * 8
 
@@ -84,18 +85,20 @@ def test_step_keeps_the_training_error_of_all_images_since_the_last(update: str)
 
 def test_micro_batches_of_lagged_have_the_gradient_of_their_joint_batch(monkeypatch: pytest.MonkeyPatch):
     model, images = make_double("lagged"), make_images(8, dtype=torch.float64)
-    gumbel = torch.randn(8 * 4, 12, dtype=torch.float64)
-    monkeypatch.setattr(quantizers, "gumbel_noise", lambda like: gumbel)
+    gumbel = torch.randn(1, 8 * 4, 12, dtype=torch.float64)
+    monkeypatch.setattr(stochastic_quantizers, "gumbel_noise", lambda like: gumbel)
     joint = model(images).loss
-    parts = iter(gumbel.chunk(4))
-    monkeypatch.setattr(quantizers, "gumbel_noise", lambda like: next(parts))
+    parts = iter(gumbel.chunk(4, dim=1))
+    monkeypatch.setattr(stochastic_quantizers, "gumbel_noise", lambda like: next(parts))
     split = sum(model(micro_batch).loss for micro_batch in images.chunk(4)) / 4
     assert_same_in_value_and_gradient(split, joint, model)
 
 
 @pytest.mark.parametrize("update", ["batch", "lagged", "learned"])
-def test_in_evaluation_an_image_does_not_feel_its_batch_mates(update: str):
-    model, images = make_double(update).eval(), make_images(6, dtype=torch.float64)
+@pytest.mark.parametrize("family", STOCHASTIC_QUANTIZERS)
+def test_in_evaluation_an_image_does_not_feel_its_batch_mates(family: str, update: str):
+    model = make_model(family, variance_update=update).double().eval()
+    images = make_images(6, dtype=torch.float64)
     model.observation_variance.fill_(0.11)
     alone = [model(image[None]) for image in images]
     for name in ("loss", "reconstruction_loss", "embedding_loss"):
@@ -114,7 +117,7 @@ def test_evaluation_uses_the_stored_variance(update: str):
     torch.testing.assert_close(reconstruction_loss(model, images), expected)
 
 
-@pytest.mark.parametrize("family", ["gradient", "ema", "gaussian", "gaussian-noisy-learned"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_evaluation_runs_no_collective(family: str, monkeypatch: pytest.MonkeyPatch):
     def collective(*args: object, **kwargs: object) -> None:
         raise AssertionError("a collective ran")
@@ -130,18 +133,43 @@ def test_evaluation_runs_no_collective(family: str, monkeypatch: pytest.MonkeyPa
         model.step()
 
 
-def test_the_loss_is_in_nats_per_image_summed_over_positions():
-    model = make_double("lagged").eval()
+@pytest.mark.parametrize("family", STOCHASTIC_QUANTIZERS)
+def test_the_loss_is_in_nats_per_image_summed_over_positions(family: str):
+    model = make_model(family).double().eval()
     images = make_images(2, dtype=torch.float64)
-    output = model(images)
-    latents = model.encode(images).last_hidden_state
-    rows = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    log_posterior = model.quantizer.log_posterior(rows)
-    distance = (latents - model.encode(images).quantized_last_hidden_state).square().sum()
-    entropy = -(log_posterior.exp() * log_posterior).sum()
-    expected = (distance / (2 * model.quantizer.variance()) - entropy) / len(images)
-    torch.testing.assert_close(output.embedding_loss, expected)
+    output, config, codebook = model(images), model.config, model.quantizer.codebook.weight
+    latents, log_variance = model.encoder(images)
+    s = torch.tensor(math.log(config.initial_variance), dtype=torch.float64)
+    if config.quantizer == "vmf":
+        kappa = loops.concentration(config.variance_form, s)
+        expected = loops.directional_quantizer(latents, codebook, kappa, None)
+    else:
+        own = {name: getattr(config, name) for name in ("covariance", "num_codebooks")}
+        own |= {"form": config.variance_form, "log_variance": log_variance}
+        expected = loops.gaussian_quantizer(latents, codebook, s, None, **own)
+    assert torch.equal(output.image_tokens, expected.image_tokens)
+    torch.testing.assert_close(output.embedding_loss, expected.loss)
     torch.testing.assert_close(output.loss, output.reconstruction_loss + output.embedding_loss)
+
+
+@pytest.mark.parametrize("family", STOCHASTIC_QUANTIZERS)
+def test_only_what_depends_on_the_image_has_a_variance_head(family: str):
+    model = make_model(family)
+    latents, log_variance = model.encoder(make_images(2))
+    if model.config.covariance == "global":
+        assert log_variance is None
+    else:
+        assert log_variance.shape == latents.shape and log_variance.std() > 0
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_without_a_projection_the_variance_head_is_a_residual_block_of_its_own(norm: str):
+    own = {"latent_projection": False, "codebook_dim": 8, "norm": norm, "num_residual_blocks": 2}
+    plain, headed = make_model("gaussian", **own), make_model("gaussian-diagonal", **own)
+    body, head = plain.encoder.state_dict(), headed.encoder.state_dict()
+    extra = sum(tensor.numel() for name, tensor in head.items() if name not in body)
+    assert set(body) < set(head)
+    assert extra == sum(tensor.numel() for tensor in plain.encoder.blocks[-1].state_dict().values())
 
 
 @pytest.mark.parametrize(("form", "expected"), [("product", 20.0), ("sum", 21.0)])
@@ -161,7 +189,23 @@ def test_step_advances_the_temperature_and_the_forward_does_not():
     assert seen == pytest.approx([1.0, 0.5, 0.25, 0.25])
 
 
-def test_every_parameter_learns():
-    model = make_model("gaussian-noisy-learned").train()
+@pytest.mark.parametrize("initial", [20.0, 0.05])
+@pytest.mark.parametrize("form", ["product", "sum"])
+def test_kappa_starts_where_the_config_says(form: str, initial: float):
+    model = make_model("vmf", variance_form=form, initial_variance=initial)
+    kappa = 1 / initial if form == "product" else 1 + 1 / initial
+    assert model.scalars()["dequantization_variance"].item() == pytest.approx(1 / kappa)
+
+
+def test_the_scalars_are_those_of_the_log():
+    model = make_model("gaussian-per_latent", initial_variance=0.3)
+    scalars = {name: value.item() for name, value in model.scalars().items()}
+    assert scalars == pytest.approx({"observation_variance": 0.25, "dequantization_variance": 1.3, "temperature": 1.0})
+    assert set(make_model("ema").scalars()) == {"observation_variance"}
+
+
+@pytest.mark.parametrize("family", STOCHASTIC_QUANTIZERS)
+def test_every_parameter_learns(family: str):
+    model = make_model(family).train()
     model(make_images(4)).loss.backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
