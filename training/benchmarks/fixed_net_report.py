@@ -123,9 +123,7 @@ def draw(found: Mapping[str, Sequence[Record]], path: Path) -> None:
         axis.set(ylim=(0.4, len(found) + 0.6))
         axis.tick_params(axis="y", length=0)
         axis.set_yticks(list(places), [ROWS[name].label for name in found] if metric == "psnr" else [""] * len(found))
-        axis.set_title(
-            f"{'PSNR' if metric == 'psnr' else metric} of the test images", loc="left", fontsize=10.5, color=INK
-        )
+        axis.set_title(f"{title} of the test images", loc="left", fontsize=10.5, color=INK)
         axis.set_xlabel(unit)
     _mark_codes(axes[1], found)
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
