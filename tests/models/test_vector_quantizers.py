@@ -70,6 +70,24 @@ def test_soft_em_equals_the_loops(
     torch.testing.assert_close(quantizer.pending_counts, torch.cat(counts).double())
 
 
+@pytest.mark.uninitialised_memory
+@every_length
+@pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer, LinearCodebookQuantizer])
+def test_the_losses_have_the_gradient_of_finite_differences(kind: type[VectorQuantizer], normalize: bool):
+    # A term by itself has no stop-gradient in it: without beta only codes move, without the codebook term only latents.
+    latents, averages = make_latents((2,), 2), kind is EMAVectorQuantizer
+    quantizer = with_codes(kind(K, D, 2, commitment_weight=0.7 if averages else 0.0, normalize_codes=normalize))
+    name = "transform" if kind is LinearCodebookQuantizer else "codebook.weight"
+
+    def loss(tensor: Tensor) -> Tensor:
+        return torch.func.functional_call(
+            quantizer, {} if averages else {name: tensor}, tensor if averages else latents
+        ).loss
+
+    start = latents if averages else quantizer.get_parameter(name).detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(loss, start)
+
+
 def test_soft_em_in_evaluation_takes_the_nearest_code():
     latents, quantizer = make_latents(), averaged(SoftEMVectorQuantizer).eval()
     expected = loops.vector_quantizer(latents, quantizer.codebook.weight, BETA, False)
