@@ -17,7 +17,6 @@ if str(BENCHMARKS) not in sys.path:
 import fixed_net  # noqa: E402  the path comes first
 import short_runs  # noqa: E402  the path comes first
 from fixed_net_rows import CURES, ROWS, Row  # noqa: E402  the path comes first
-
 from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel  # noqa: E402  the path comes first
 from hf_vq.models.image_processing_vq import VQImageProcessor  # noqa: E402  the path comes first
 

@@ -16,9 +16,8 @@ import self_annealing  # noqa: E402  the path comes first
 import self_annealing_report as annealing  # noqa: E402  the path comes first
 import vqvae_claims  # noqa: E402  the path comes first
 import vqvae_claims_report as claims  # noqa: E402  the path comes first
-from kept_jobs import Job, run_jobs  # noqa: E402  the path comes first
-
 from hf_vq import VQVAEConfig, VQVAEModel  # noqa: E402  the path comes first
+from kept_jobs import Job, run_jobs  # noqa: E402  the path comes first
 
 calls: list[int] = []
 

@@ -28,8 +28,11 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from tqdm.auto import tqdm
+
 from fixed_net_report import report
 from fixed_net_rows import ROWS
+from run_log import git_commit, installed_versions, refuse_other_settings, replace_text
 from short_runs import (
     authors_net,
     data_variance,
@@ -39,9 +42,6 @@ from short_runs import (
     planned_steps,
     train_short,
 )
-from tqdm.auto import tqdm
-
-from run_log import git_commit, installed_versions, refuse_other_settings, replace_text
 
 HELD_OUT = 5000
 WARM_UP_STEPS, TIMED_STEPS, ROUNDS = 10, 60, 5

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fixed_net_rows import ROWS
-from panels import new_figure, save_figure
-
 from hf_vq.models.modeling_sqvae import SQVAEModel
 from hf_vq.pictures import BLUE, INK, ORANGE, SOFT
+from panels import new_figure, save_figure
 from run_log import refuse_other_settings
 
 # Metric -> decimals.

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_jobs import Job, Result, run_jobs
-from self_annealing_report import draw, verdict
-from short_runs import authors_net, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 from torch import Tensor
 
 from hf_vq import SQVAEConfig, SQVAEModel
+from kept_jobs import Job, Result, run_jobs
+from self_annealing_report import draw, verdict
+from short_runs import authors_net, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 
 CODEBOOK_SIZE = 256
 BATCH_SIZE = 32

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_jobs import Job, Result, run_jobs
-from short_runs import data_variance, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 from torch import Tensor
-from vqvae_claims_report import draw, verdict
 
 from hf_vq import VQVAEConfig, VQVAEModel
 from hf_vq.models.quantizers import code_perplexity, squared_distance, to_rows
 from hf_vq.models.vector_quantizers import VectorQuantizer
+from kept_jobs import Job, Result, run_jobs
+from short_runs import data_variance, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
+from vqvae_claims_report import draw, verdict
 
 NET: dict[str, Any] = {
     "image_size": 28,
