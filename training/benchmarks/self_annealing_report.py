@@ -69,6 +69,7 @@ def becomes_deterministic(rows: Rows, codebook_size: int) -> tuple[str, str]:
 def trained_beats_fixed(results: Results) -> tuple[str, str]:
     """Whether the trained variance has the lowest test error, up to the spread of its seeds."""
     trained = [result["mse"] for name, result in results.items() if name.startswith("trained-")]
+    steps = min(result["rows"][-1]["step"] for name, result in results.items() if name.startswith("trained-"))
     mean, spread = sum(trained) / len(trained), max(trained) - min(trained)
     fixed = {result["initial_variance"]: result["mse"] for name, result in results.items() if name.startswith("fixed-")}
     best = min(fixed, key=fixed.__getitem__)
@@ -76,9 +77,9 @@ def trained_beats_fixed(results: Results) -> tuple[str, str]:
     outcome = "confirmed" if ahead > spread else "refuted" if ahead < -spread else "undecided"
     lost = sum(error < mean for error in fixed.values())
     return outcome, (
-        f"Test MSE {1e3 * mean:.2f}e-3 (mean of {len(trained)} seeds, {1e3 * spread:.2f}e-3 apart) against "
-        f"{1e3 * fixed[best]:.2f}e-3 of the best fixed value, {best:g}, and {1e3 * max(fixed.values()):.2f}e-3 of the "
-        f"worst; {lost} of {len(fixed)} fixed values do better."
+        f"After {steps:,.0f} steps: test MSE {1e3 * mean:.2f}e-3 (mean of {len(trained)} seeds, {1e3 * spread:.2f}e-3 "
+        f"apart) against {1e3 * fixed[best]:.2f}e-3 of the best fixed value, {best:g}, and "
+        f"{1e3 * max(fixed.values()):.2f}e-3 of the worst; {lost} of {len(fixed)} fixed values do better."
     )
 
 
@@ -142,22 +143,17 @@ def draw_variances(axis: "Axes", rows: Rows, initial: float) -> None:
     """(a): both variances, and that of the quantizer as a share of the latents' own."""
     steps, sigma2 = column(rows, "step"), column(rows, "observation_variance")
     phi2 = column(rows, "dequantization_variance")
-    share = [value / latent for value, latent in zip(phi2, column(rows, "latent_variance"), strict=True)]
+    settled = [row for row in rows if row["step"] >= SETTLED]
+    share = [row["dequantization_variance"] / row["latent_variance"] for row in settled]
     axis.plot(steps, [value / sigma2[0] for value in sigma2], color=RED, label="decoder: σ²")
     axis.plot(steps, [value / initial for value in phi2], color=BLUE, label=f"quantizer: {PHI}")
-    axis.plot(
-        *zip(
-            *[(step, value / max(share)) for step, value in zip(steps, share, strict=True) if step >= SETTLED],
-            strict=True,
-        ),
-        color=BLUE,
-        linewidth=1.1,
-        dashes=(4, 2),
-        label=f"{PHI} / variance of the latents",
-    )
+    relative = [value / share[0] for value in share]
+    label = f"{PHI} / variance of the latents, from step {SETTLED}"
+    axis.plot(column(settled, "step"), relative, color=BLUE, linewidth=1.1, dashes=(4, 2), label=label)
     axis.set_yscale("log")
+    axis.set_ylim(top=8 * axis.get_ylim()[1])  # room for the legend
     plain_numbers(axis.yaxis)
-    say(axis, "(a) The variances over the training", "training step", "relative to the start")
+    say(axis, "(a) The variances over the training", "training step", "relative to the start", loc="upper right")
 
 
 def draw_posterior(axis: "Axes", rows: Rows, codebook_size: int) -> None:
@@ -187,7 +183,13 @@ def draw_ladder(axis: "Axes", results: Results) -> None:
     axis.axhline(1e3 * sum(result["mse"] for result in trained) / len(trained), color=BLUE, linewidth=1, dashes=(5, 3))
     axis.set_xscale("log")
     plain_numbers(axis.xaxis)
-    say(axis, f"(c) Is training {PHI} better than fixing it? (1 epoch)", PHI, "test MSE × 1000 (less is better)")
+    steps = trained[0]["rows"][-1]["step"]
+    say(
+        axis,
+        f"(c) Is training {PHI} better than fixing it? ({steps:,.0f} steps)",
+        PHI,
+        "test MSE × 1000 (less is better)",
+    )
 
 
 def draw_rungs(axis: "Axes", rungs: Sequence[Mapping[str, Any]], end: Mapping[str, float]) -> None:
