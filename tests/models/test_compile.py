@@ -26,14 +26,11 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No graph of another test, and one thread: more only wait for each other on tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """No graph of another test."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
-    torch.set_num_threads(threads)
 
 
 def make(family: str) -> AutoencoderModel:

@@ -259,15 +259,6 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for each other on tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def reference(kind: str, name: str, last_of: int) -> Results:
     """What one float64 process makes of the joint batches."""
@@ -361,6 +352,21 @@ def test_processes_with_more_rows_than_they_keep_agree(two_ranks: list[dict[str,
     results, start = outcome("crowded", two_ranks), state(make("ema-kmeans-revival", codebook_size=3).quantizer)
     assert not torch.equal(results["codebook.weight"], start["codebook.weight"])
     assert results["codebook.weight"].isfinite().all()
+
+
+@every_quantizer
+def test_the_backward_pass_may_run_under_autocast(name: str):
+    """In float32 as far as the quantizer goes: its gradients are those of a backward pass outside."""
+    gradients = []
+    for under in (False, True):
+        quantizer = make(name).quantizer
+        latents, log_variance = (tensor.float() for tensor in make_latents(quantizer, 0, Plan(bf16=True)))
+        with joint_noise(0, slice(0, JOINT)):
+            loss = quantize(quantizer, latents.requires_grad_(), log_variance)
+            with torch.autocast("cpu", torch.bfloat16, enabled=under):
+                loss.backward()
+        gradients.append(latents.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("extra", EXTRA)

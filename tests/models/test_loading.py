@@ -158,7 +158,7 @@ def run():
         pixel_values = processor(picture, return_tensors="pt").pixel_values
         encoded = models[path.name].encode(pixel_values)
         decoded = models[path.name].decode(encoded.image_tokens)
-        results[f"{path.name}.tokens"] = encoded.image_tokens
+        results[f"{path.name}.tokens"] = encoded.image_tokens.contiguous()
         results[f"{path.name}.pixels"] = decoded.pixel_values.contiguous()
         assert type(processor).__module__.startswith("transformers_modules."), type(processor)
         assert type(models[path.name]).__module__.startswith("transformers_modules."), type(models[path.name])
