@@ -134,6 +134,7 @@ def test_the_ends_of_the_distribution_are_codes_that_can_be_drawn(uniform: float
 
 @pytest.mark.parametrize("samples", [None, 1, 3])
 def test_counts_and_sums_equal_the_loops(samples: int | None):
+    torch.manual_seed(0)
     codes = torch.randint(0, 5, (2, 30) if samples is None else (2, 30, samples))
     rows, counts, sums = randn(2, 30, 3), torch.ones(10, dtype=torch.float64), torch.zeros(10, 3, dtype=torch.float64)
     expected_counts, expected_sums = counts.clone(), sums.clone()

@@ -1,50 +1,21 @@
-"""The k-means start and the revival of dead codes: what they find, when they happen, and that they are repeatable."""
+"""The k-means start: what it finds, when it happens, that it is repeatable; and what care keeps, counts and saves."""
 
 from collections.abc import Callable
 
 import naive_quantizers as naive
 import pytest
 import torch
-from quantizer_checks import make_latents, randn, with_codes
-from torch import Tensor
+from clusters import CENTRES, D, K, clustered, every_kind, every_number, make, of_codebooks
+from quantizer_checks import make_latents
 
 from hf_vq.models.codebook_care import CodebookCare
-from hf_vq.models.vector_quantizers import EMAVectorQuantizer, SoftEMVectorQuantizer, VectorQuantizer
-
-K, D = 8, 2
-CENTRES = torch.tensor([[30.0, 0.0], [0.0, 30.0], [-30.0, 0.0], [0.0, -30.0]], dtype=torch.float64)
-
-KINDS: dict[str, type[VectorQuantizer]] = {
-    "gradient": VectorQuantizer,
-    "ema": EMAVectorQuantizer,
-    "soft_em": SoftEMVectorQuantizer,
-}
-every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-every_number = pytest.mark.parametrize("num_codebooks", [1, 2], ids=["M=1", "M=2"])
-
-
-def make(
-    kind: type[VectorQuantizer], num_codebooks: int = 1, kmeans: bool = False, revive_below: float = 0.0, codes: int = K
-) -> VectorQuantizer:
-    care = CodebookCare(codes, D, num_codebooks, kmeans, revive_below)
-    return with_codes(kind(codes, D, num_codebooks, care=care))
-
-
-def clustered(num_codebooks: int = 1, count: int = 40, seed: int = 0, spread: float = 0.1) -> Tensor:
-    """Latents (count, M * D, 4) around four centres; the codebooks' own are the same centres, scaled by 1, 2, ..."""
-    noise = spread * randn(count, num_codebooks * D, 4, seed=seed)
-    centres = torch.cat([(m + 1) * CENTRES.T for m in range(num_codebooks)])
-    return centres + noise
-
-
-def of_codebooks(quantizer: VectorQuantizer) -> Tensor:
-    """The codebooks (M, K, D) as they are now."""
-    return quantizer.codebook.weight.detach().clone().view(quantizer.num_codebooks, quantizer.codebook_size, D)
+from hf_vq.models.vector_quantizers import EMAVectorQuantizer, VectorQuantizer
 
 
 @every_kind
 @every_number
 def test_the_start_finds_clusters_that_are_far_apart(kind: type[VectorQuantizer], num_codebooks: int):
+    torch.manual_seed(0)
     quantizer, latents = make(kind, num_codebooks, kmeans=True, codes=24), clustered(num_codebooks)
     quantizer(latents)
     quantizer.step()
@@ -68,6 +39,7 @@ def test_the_start_is_no_worse_than_kmeans_from_many_points(kind: type[VectorQua
 
 @every_kind
 def test_the_start_is_in_the_first_step_only(kind: type[VectorQuantizer]):
+    torch.manual_seed(0)
     quantizer = make(kind, kmeans=True)
     start = of_codebooks(quantizer)
     quantizer(clustered())
@@ -115,102 +87,6 @@ def test_without_latents_there_is_nothing_to_start_from():
     assert (of_codebooks(quantizer) - start).abs().amin() > 0, "the start is still to come"
 
 
-def watch_counts(care: CodebookCare, counts: list[int]) -> Tensor:
-    """Lets code k be chosen counts[k] times, by rows of its own value; returns the rows."""
-    codes = torch.tensor([k for k, count in enumerate(counts) for _ in range(count)])[None]
-    rows = torch.stack([codes, 100 + torch.arange(codes.shape[1])[None]], dim=-1).float()
-    care.watch(rows, codes)
-    return rows[0]
-
-
-@pytest.mark.parametrize(
-    ("revive_below", "counts", "dead"),
-    [
-        (0.0, [40, 40, 20, 0], []),
-        (0.01, [40, 40, 20, 0], [3]),
-        (0.39, [41, 40, 9, 10], [2]),
-        (0.41, [41, 40, 9, 10], [2, 3]),
-        (0.99, [25, 25, 25, 25], []),
-        (0.5, [97, 1, 1, 1], [1, 2, 3]),
-    ],
-)
-def test_dead_is_a_share_of_uniform_usage(revive_below: float, counts: list[int], dead: list[int]):
-    care, codebook = CodebookCare(4, 2, 1, False, revive_below), torch.full((4, 2), -1.0)
-    rows = watch_counts(care, counts)
-    assert sorted(care.step(codebook).tolist()) == dead
-    for k in range(4):
-        # A new code is one of the rows; the others stay.
-        assert (codebook[k] == rows).all(1).any() if k in dead else (codebook[k] == -1).all()
-    assert len(codebook[dead].unique(dim=0)) == len(dead), "no two codes revive at one row"
-
-
-def test_usage_remembers_more_than_a_step():
-    care, codebook = CodebookCare(2, 2, 1, False, 0.2), torch.zeros(2, 2)
-    for _ in range(5):
-        watch_counts(care, [10, 10])
-        assert not len(care.step(codebook))
-    for _ in range(5):
-        watch_counts(care, [20, 0])
-        assert not len(care.step(codebook)), "one batch without a code is not death"
-    for _ in range(300):
-        watch_counts(care, [20, 0])
-        if len(moved := care.step(codebook)):
-            break
-    assert moved.tolist() == [1]
-
-
-@every_kind
-@every_number
-def test_a_revived_code_survives_and_is_used(kind: type[VectorQuantizer], num_codebooks: int):
-    quantizer, latents = make(kind, num_codebooks, revive_below=0.05), clustered(num_codebooks)
-    with torch.no_grad():
-        codebook = quantizer.codebook.weight.view(num_codebooks, K, D)
-        for m in range(num_codebooks):
-            codebook[m, :4] = (m + 1) * CENTRES
-        codebook[:, 4:] = 1000 + torch.arange(4).view(1, 4, 1)
-    quantizer(latents)
-    quantizer.step()
-    revived = of_codebooks(quantizer)
-    for m in range(num_codebooks):
-        rows = torch.stack([site.latent for site in naive.sites(latents, num_codebooks) if site.m == m])
-        assert torch.cdist(revived[m, 4:], rows).amin(1).max() < 1e-5, "a revived code is a latent"
-        assert (revived[m, :4] - (m + 1) * CENTRES).abs().max() < 0.2, "the others stay"
-    for _ in range(3):
-        output = quantizer(latents)
-        used = output.image_tokens.reshape(-1, num_codebooks)
-        assert all(set(range(4, K)) <= set(used[:, m].tolist()) for m in range(num_codebooks)), "it is used"
-        quantizer.step()
-        # Soft counts of a code that is one of several in its cluster move it about within it.
-        assert (of_codebooks(quantizer) - revived).abs().max() < 0.5, "it survives, and is not revived again"
-
-
-@every_kind
-def test_nothing_is_revived_where_every_code_is_used(kind: type[VectorQuantizer]):
-    quantizer = make(kind, revive_below=0.3, codes=4)
-    with torch.no_grad():
-        quantizer.codebook.weight.copy_(CENTRES)
-    for step in range(3):
-        quantizer(clustered(seed=step))
-        quantizer.step()
-        assert (of_codebooks(quantizer)[0] - CENTRES).abs().max() < 0.1
-    if kind is VectorQuantizer:
-        assert torch.equal(of_codebooks(quantizer)[0], CENTRES)
-
-
-@every_kind
-@every_number
-def test_fewer_rows_than_dead_codes(kind: type[VectorQuantizer], num_codebooks: int):
-    quantizer = make(kind, num_codebooks, revive_below=0.5)
-    with torch.no_grad():
-        quantizer.codebook.weight.view(num_codebooks, K, D)[:, 1:] = 1000.0
-    before = of_codebooks(quantizer)
-    quantizer(clustered(num_codebooks, count=1)[..., :3])
-    quantizer.step()
-    moved = (of_codebooks(quantizer) != before).any(-1).sum(1)
-    # Three rows revive three codes; the code that was used may also move by averages.
-    assert (moved == (3 if kind is VectorQuantizer else 4)).all()
-
-
 @every_kind
 @every_number
 def test_fewer_rows_than_codes_at_the_start(kind: type[VectorQuantizer], num_codebooks: int):
@@ -238,17 +114,6 @@ def test_a_saved_state_goes_on_alike(kind: type[VectorQuantizer]):
     steps(resumed, range(3, 5))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
-
-
-def test_the_step_counter_seeds_the_choice():
-    chosen = []
-    for steps in range(6):
-        care, codebook = CodebookCare(4, 2, 1, False, 0.5), torch.zeros(4, 2)
-        care.steps.fill_(steps)
-        watch_counts(care, [60, 0, 0, 0])
-        care.step(codebook)
-        chosen.append(tuple(codebook[:, 1].tolist()))
-    assert len(set(chosen)) >= 5
 
 
 @pytest.mark.parametrize("found", [1, 5, 63, 64, 65, 1000, 12_345])
