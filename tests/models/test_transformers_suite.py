@@ -163,10 +163,6 @@ class AuthorsSQVAETest(SQVAESuite, unittest.TestCase):
     @unittest.skip("two residual blocks, and a third for the variance")
     def test_num_layers_is_small(self) -> None: ...
 
-    @unittest.skip("the second head is a third residual block")
-    def test_num_layers_is_small(self) -> None:
-        super().test_num_layers_is_small()
-
     @unittest.skipIf(Version(transformers.__version__) < Version("5.21"), "holds that counters of batches are cast too")
     def test_keep_in_fp32_modules(self) -> None:
         super().test_keep_in_fp32_modules()
