@@ -80,18 +80,8 @@ def test_a_loss_of_sampled_tokens_is_refused():
         model.encode(torch.zeros(1, 3, 32, 32), return_loss=True, sample=True)
 
 
-@pytest.mark.parametrize(
-    "field",
-    [{"codebook_init": "kmeans"}, {"revive_below": 0.1}, {"gradient_estimator": "rotation"}, {"normalize_codes": True}],
-    ids=lambda field: next(iter(field)),
-)
-def test_rooms_that_are_not_furnished_yet_are_closed(field: dict):
-    with pytest.raises(StrictDataclassError, match=next(iter(field))):
-        hf_vq.VQVAEConfig(**field)
-
-
 def test_a_config_that_was_changed_is_checked_again():
     config = hf_vq.VQVAEConfig()
-    config.num_codebooks = 2
-    with pytest.raises(StrictDataclassError, match="num_codebooks must be 1, got 2"):
+    config.num_codebooks = 0
+    with pytest.raises(StrictDataclassError, match="num_codebooks must be positive.*got 0"):
         hf_vq.VQVAEModel(config)

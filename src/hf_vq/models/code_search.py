@@ -45,14 +45,15 @@ def lowest_score(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
 def lowest_score_in_chunks(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Tensor:
     """`lowest_score`, a chunk of rows at a time: memory grows with neither N x K nor N x D."""
     best = torch.empty(rows.shape[:2], dtype=torch.int64, device=rows.device)
-    block = block_length(vectors.shape[1])
+    num_codes = vectors.shape[1]
+    block = block_length(num_codes)
     vectors, offsets = fill_blocks(vectors, block), fill_blocks(offsets, block)
     with torch.autocast(rows.device.type, enabled=False):
         for codebook, (own_rows, own_vectors, own_offsets) in enumerate(zip(rows, vectors, offsets, strict=True)):
             for chunk in chunks(len(own_rows), len(own_vectors), rows.device):
                 scores = torch.addmm(own_offsets, own_rows[chunk], own_vectors.T, alpha=-1)
                 best[codebook, chunk] = first_lowest(scores, block)
-    return best
+    return best.clamp_(max=num_codes - 1)
 
 
 @lowest_score_in_chunks.register_fake
@@ -75,7 +76,7 @@ def first_lowest(scores: Tensor, block: int) -> Tensor:
 
 
 def fill_blocks(codes: Tensor, block: int) -> Tensor:
-    """Codes (M, K, ...) with the last one repeated until the blocks are full; being no better, it is never found."""
+    """Codes (M, K, ...) with the last one repeated until the blocks are full: whichever is found, it is that one."""
     missing = -codes.shape[1] % block
     return torch.cat([codes, codes[:, -1:].expand(-1, missing, *codes.shape[2:])], dim=1) if missing else codes
 

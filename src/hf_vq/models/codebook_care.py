@@ -71,13 +71,17 @@ class CodebookCare(nn.Module):
     @torch.no_grad()
     def step(self, codebook: Tensor) -> Tensor:
         """Moves codes of the codebook (M * K, D) in place; returns the indices of those it moved."""
-        self.usage.lerp_(world_sum(self.pending_counts), 1 - USAGE_DECAY)
+        counts = world_sum(self.pending_counts)
+        if not counts.any():  # no forward, no latents to start from
+            return torch.empty(0, dtype=torch.int64, device=codebook.device)
+        self.usage.lerp_(counts, 1 - USAGE_DECAY)
         usage = self.usage.view(-1, self.codebook_size)
         is_start = self.kmeans and not self.steps.item()
         needy = torch.ones_like(usage) if is_start else usage < self.revive_below * usage.mean(dim=1, keepdim=True)
         moved = self._place(codebook, needy.bool(), is_start) if needy.any() else codebook.new_empty(0).long()
         usage.flatten()[moved] = usage.mean(dim=1).repeat_interleave(self.codebook_size)[moved]
         self.pending_counts.zero_()
+        self.kept_count.zero_()
         self.steps += 1
         return moved
 

@@ -75,11 +75,13 @@ class VQVAEConfig(AutoencoderConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
     def validate_quantizer(self) -> None:
-        """The options belong to the quantizer."""
+        """The options belong to the quantizer, and the sizes to the levels."""
+        if self.quantizer == "fsq":
+            self._follow_levels()
         if self.levels is not None:
             self._require("levels", "quantizer", ("fsq",))
-            if min(self.levels, default=0) < 3:
-                raise ValueError(f"levels must each be at least 3 (better 5), got {list(self.levels)}")
+            if not all(3 <= level <= 1000 for level in self.levels):
+                raise ValueError(f"levels must each be at least 3, better 5, and at most 1000, got {list(self.levels)}")
         learned = ("gradient", "ema", "soft_em")
         for name in ("codebook_init", "revive_below", "gradient_estimator", "normalize_codes"):
             self._require(name, "quantizer", learned)

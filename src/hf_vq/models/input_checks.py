@@ -14,7 +14,7 @@ def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
         raise ValueError(
             f"pixel_values must be floats in [-1, 1], got {pixel_values.dtype}: the model's image processor makes them"
         )
-    if not len(pixel_values):
+    if not pixel_values.shape[0]:
         raise ValueError(f"pixel_values must hold at least one image, got shape {tuple(pixel_values.shape)}")
     channels, factor = config.num_channels, config.downsampling_factor
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:

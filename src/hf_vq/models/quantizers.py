@@ -9,6 +9,7 @@ All mathematics works on rows (M, N, D) and vectors (M, K, D), in float32 or wid
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,11 @@ def world_mean(tensor: Tensor) -> Tensor:
     return world_sum(tensor) / torch.distributed.get_world_size() if in_process_group() else tensor
 
 
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of `tensor`; an exported program has none, and would hold this as an operator."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(tensor.device.type, enabled=False)
+
+
 def code_perplexity(codes: Tensor, codebook_size: int) -> Tensor:
     """exp(entropy) of the histogram of codes (M, N) of each codebook, and the mean of those: a scalar in [1, K]."""
     # bincount, whose shape depends on the data, would break a compiled graph.
@@ -126,18 +132,18 @@ class Quantizer(nn.Module):
         Args:
             log_variance: like latents; what the encoder says of its own variance, for quantizers that ask for it.
         """
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents):
             quantized, codes, loss = self.quantize_rows(self.rows(latents), self.row_variance(log_variance))
             return QuantizerOutput(
                 quantized=to_grid(quantized, latents),
                 image_tokens=self.to_tokens(codes, latents),
-                loss=self.reduce_loss(loss, len(latents)),
+                loss=self.reduce_loss(loss, latents.shape[0]),
                 perplexity=code_perplexity(codes, self.codebook_size),
             )
 
     def search(self, latents: Tensor, log_variance: Tensor | None = None) -> Tensor:
         """The deterministic image_tokens of latents (B, M * D, *grid)."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents):
             return self.to_tokens(self.search_rows(self.rows(latents), self.row_variance(log_variance)), latents)
 
     def sample(
@@ -186,7 +192,7 @@ class Quantizer(nn.Module):
 
     def to_tokens(self, codes: Tensor, latents: Tensor) -> Tensor:
         """Codes (M, N) as image_tokens on the grid of the latents."""
-        image_tokens = codes.T.reshape(len(latents), *latents.shape[2:], self.num_codebooks)
+        image_tokens = codes.T.reshape(latents.shape[0], *latents.shape[2:], self.num_codebooks)
         return image_tokens if self.num_codebooks > 1 else image_tokens.squeeze(-1)
 
     def search_rows(self, rows: Tensor, variance: Tensor | None = None) -> Tensor:
@@ -227,6 +233,7 @@ __all__ = [
     "squared_distance",
     "to_grid",
     "to_rows",
+    "without_autocast",
     "world_gather",
     "world_mean",
     "world_sum",

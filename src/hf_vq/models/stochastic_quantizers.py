@@ -17,7 +17,7 @@ from torch import Tensor
 from .annealing import AnnealedTemperature, DequantizationVariance
 from .code_search import inverse_cdf, likeliest_code
 from .quantizer_noise import gaussian_noise, gumbel_noise, uniform_noise
-from .quantizers import Quantizer, RowOutput, pick, to_rows
+from .quantizers import Quantizer, RowOutput, pick, to_rows, without_autocast
 from .relaxed_codes import relaxed_codes
 
 
@@ -94,7 +94,7 @@ class StochasticQuantizer(Quantizer):
         self, latents: Tensor, log_variance: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """image_tokens drawn from the posterior P(z_q | latents)."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents):
             rows = self.rows(latents)
             log_posterior = self.log_posterior(rows, self.vectors(), self.row_variance(log_variance))
             drawn = inverse_cdf(log_posterior, uniform_noise(rows, 1, generator)).squeeze(-1)
@@ -103,7 +103,7 @@ class StochasticQuantizer(Quantizer):
     def statistics(self, latents: Tensor, log_variance: Tensor | None = None) -> dict[str, Tensor]:
         """posterior_entropy (nats per token), argmax_probability (the expected share of draws that equal the
         deterministic token) and dequantization_variance, means over the batch."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents):
             rows, variance = self.rows(latents), self.row_variance(log_variance)
             log_posterior = self.log_posterior(rows, self.vectors(), variance)
             return {
