@@ -45,20 +45,21 @@ def relaxed_codes_in_chunks(
     quantized, entropy, codes, mixture, shifted, log_top = relaxed_codes_like(left, right, vectors, noise, temperature)
     block = block_length(right.shape[1])
     block = block if right.shape[1] % block == 0 else 1
-    for codebook, (own_left, own_right, own_vectors) in enumerate(zip(-left, right, vectors, strict=True)):
-        for chunk in chunks(len(own_left), len(own_right), left.device):
-            part, score = (codebook, chunk), shifted[codebook, chunk]
-            # Minus the scores, for which there is a fast search; then how far each is below the highest.
-            torch.mm(own_left[chunk], own_right.T, out=score)
-            best = first_lowest(score, block)
-            codes[part] = best
-            torch.sub(score.gather(1, best.unsqueeze(1)), score, out=score)
-            relaxed = (noise[part] + score).div_(temperature)
-            quantized[part] = torch.softmax(relaxed, dim=1, out=mixture[part]) @ own_vectors
-            # log p_k = score_k + log p_top, without a logarithm of each; p_top >= 1 / K.
-            posterior = score.softmax(dim=1)
-            log_top[part] = posterior.gather(1, best.unsqueeze(1)).log()
-            entropy[part] = -log_top[part].squeeze(1) - posterior.mul_(score).sum(dim=1)
+    with torch.autocast(left.device.type, enabled=False):
+        for codebook, (own_left, own_right, own_vectors) in enumerate(zip(-left, right, vectors, strict=True)):
+            for chunk in chunks(len(own_left), len(own_right), left.device):
+                part, score = (codebook, chunk), shifted[codebook, chunk]
+                # Minus the scores, for which there is a fast search; then how far each is below the highest.
+                torch.mm(own_left[chunk], own_right.T, out=score)
+                best = first_lowest(score, block)
+                codes[part] = best
+                torch.sub(score.gather(1, best.unsqueeze(1)), score, out=score)
+                relaxed = (noise[part] + score).div_(temperature)
+                quantized[part] = torch.softmax(relaxed, dim=1, out=mixture[part]) @ own_vectors
+                # log p_k = score_k + log p_top, without a logarithm of each; p_top >= 1 / K.
+                posterior = score.softmax(dim=1)
+                log_top[part] = posterior.gather(1, best.unsqueeze(1)).log()
+                entropy[part] = -log_top[part].squeeze(1) - posterior.mul_(score).sum(dim=1)
     return quantized, entropy, codes, mixture, shifted, log_top
 
 
@@ -94,18 +95,22 @@ def relaxed_codes_backward(
     of_left = torch.empty_like(left)
     # Sums over rows (K, E) gather faster as their transposes.
     of_right, of_vectors = (torch.zeros_like(factor.mT.contiguous()) for factor in (right, vectors))
-    for codebook in range(len(left)):
-        for chunk in chunks(left.shape[1], right.shape[1], left.device):
-            part = (codebook, chunk)
-            mixed, score = mixture[part], shifted[part]
-            of_vectors[codebook].addmm_(of_quantized[part].T, mixed)
-            of_mixture = of_quantized[part] @ vectors[codebook].T
-            of_score = torch._softmax_backward_data(of_mixture, mixed, 1, mixed.dtype).div_(temperature)
-            # dH / d score_k = -p_k (log p_k + H)
-            posterior = torch.softmax(score, dim=1, out=of_mixture)
-            of_score.addcmul_(posterior.mul_(score + log_top_entropy[part]), of_entropy[part].unsqueeze(1), value=-1)
-            torch.mm(of_score, right[codebook], out=of_left[part])
-            of_right[codebook].addmm_(left[part].T, of_score)
+    # A backward pass may be called under autocast.
+    with torch.autocast(left.device.type, enabled=False):
+        for codebook in range(len(left)):
+            for chunk in chunks(left.shape[1], right.shape[1], left.device):
+                part = (codebook, chunk)
+                mixed, score = mixture[part], shifted[part]
+                of_vectors[codebook].addmm_(of_quantized[part].T, mixed)
+                of_mixture = of_quantized[part] @ vectors[codebook].T
+                of_score = torch._softmax_backward_data(of_mixture, mixed, 1, mixed.dtype).div_(temperature)
+                # dH / d score_k = -p_k (log p_k + H)
+                posterior = torch.softmax(score, dim=1, out=of_mixture)
+                of_score.addcmul_(
+                    posterior.mul_(score + log_top_entropy[part]), of_entropy[part].unsqueeze(1), value=-1
+                )
+                torch.mm(of_score, right[codebook], out=of_left[part])
+                of_right[codebook].addmm_(left[part].T, of_score)
     return of_left, of_right.mT.contiguous(), of_vectors.mT.contiguous()
 
 
