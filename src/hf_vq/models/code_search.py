@@ -49,9 +49,13 @@ def lowest_score_in_chunks(rows: Tensor, vectors: Tensor, offsets: Tensor) -> Te
     block = block_length(num_codes)
     vectors, offsets = fill_blocks(vectors, block), fill_blocks(offsets, block)
     with torch.autocast(rows.device.type, enabled=False):
+        # Memory that is new for every chunk would cost as much again in page faults.
+        length = min(rows.shape[1], chunk_length(vectors.shape[1], rows.device))
+        buffer = rows.new_empty(length, vectors.shape[1])
         for codebook, (own_rows, own_vectors, own_offsets) in enumerate(zip(rows, vectors, offsets, strict=True)):
             for chunk in chunks(len(own_rows), len(own_vectors), rows.device):
-                scores = torch.addmm(own_offsets, own_rows[chunk], own_vectors.T, alpha=-1)
+                part = own_rows[chunk]
+                scores = torch.addmm(own_offsets, part, own_vectors.T, alpha=-1, out=buffer[: len(part)])
                 best[codebook, chunk] = first_lowest(scores, block)
     return best.clamp_(max=num_codes - 1)
 
@@ -88,9 +92,14 @@ def block_length(num_codes: int) -> int:
     return 64 if num_codes <= 4096 else 128
 
 
+def chunk_length(num_codes: int, device: torch.device) -> int:
+    """Rows of a chunk: as many as have scores against all codes within the budget of the device."""
+    return max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // num_codes)
+
+
 def chunks(num_rows: int, num_codes: int, device: torch.device) -> Iterator[slice]:
     """Slices of rows whose scores against all codes fit the budget of the device."""
-    size = max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // num_codes)
+    size = chunk_length(num_codes, device)
     for start in range(0, num_rows, size):
         yield slice(start, start + size)
 
