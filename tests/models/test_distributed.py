@@ -251,11 +251,25 @@ def worker(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Two processes that take their turns while the tests of one process run; waits for them, and says where."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2, join=False)
+
+    def wait() -> Path:
+        while not context.join():
+            pass
+        return folder
+
+    yield wait
+    wait()
+
+
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
+def two_ranks(running: Callable[[], Path]) -> list[dict[str, Results]]:
     """What each of two processes gives in every turn."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    folder = running()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -294,18 +308,8 @@ def describe(plan: Plan) -> str:
     return "-".join([*words, *(["checkpointing"] if plan.checkpointing else [])])
 
 
-every_plan = pytest.mark.parametrize("plan", PLANS, ids=describe)
-every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
-
-
-@every_plan
-@every_quantizer
-def test_the_quantizer_ends_where_one_process_takes_it(name: str, plan: Plan, request: pytest.FixtureRequest):
-    """In float64 and, from bf16 latents under autocast, to the rounding of float32."""
-    if plan.world == 1:
-        results = train_bare(make(name).quantizer, plan)
-    else:
-        results = outcome(f"bare {name} {plan}", request.getfixturevalue("two_ranks"))
+def check_quantizer(name: str, plan: Plan, results: Results) -> None:
+    """In float64, and from bf16 latents under autocast to the rounding of float32."""
     expected = reference("bare", name, plan.micro_batches if has_care(name) else 1)
     start = state(make(name).quantizer)
     learns = "transform" if name == "linear" else "codebook.weight"
@@ -313,18 +317,12 @@ def test_the_quantizer_ends_where_one_process_takes_it(name: str, plan: Plan, re
     assert_equal(results, expected, *((1e-4, 1e-5) if plan.bf16 else ()))
 
 
-@every_plan
-@every_quantizer
-def test_the_model_ends_where_one_process_takes_it(name: str, plan: Plan, request: pytest.FixtureRequest):
+def check_model(name: str, plan: Plan, results: Results) -> None:
     """In float64. Under bf16 autocast latents are others, and those near a border change sides.
 
     There the codebook must go the same way: its distance from the float64 one stays under 0.4 of what that has moved,
     twice the most that was seen (0.2). A statistic that is lost or counted twice is off by about all of it.
     """
-    if plan.world == 1:
-        results = train(make(name), plan)
-    else:
-        results = outcome(f"body {name} {plan}", request.getfixturevalue("two_ranks"))
     expected = reference("body", name, plan.micro_batches if has_care(name) else 1)
     if not plan.bf16:
         return assert_equal(results, expected)
@@ -335,23 +333,29 @@ def test_the_model_ends_where_one_process_takes_it(name: str, plan: Plan, reques
     assert way > 0 and off < 0.4 * way
 
 
+every_quantizer = pytest.mark.parametrize("name", QUANTIZERS)
+one_process, two_processes = (
+    pytest.mark.parametrize("plan", [plan for plan in PLANS if plan.world == world], ids=describe) for world in (1, 2)
+)
+
+
+@one_process
+@every_quantizer
+def test_one_process_takes_the_quantizer_to_one_place(name: str, plan: Plan):
+    check_quantizer(name, plan, train_bare(make(name).quantizer, plan))
+
+
+@one_process
+@every_quantizer
+def test_one_process_takes_the_model_to_one_place(name: str, plan: Plan):
+    check_model(name, plan, train(make(name), plan))
+
+
 @pytest.mark.parametrize("name", [name for name in QUANTIZERS if has_care(name)])
 def test_the_rows_that_a_code_may_be_given_matter(name: str):
     """Codes are moved in these steps, and the last micro-batch is another choice than the joint one."""
     joint, last = reference("bare", name, 1)["codebook.weight"], reference("bare", name, 4)["codebook.weight"]
     assert not torch.equal(joint, last)
-
-
-@every_quantizer
-def test_processes_may_see_batches_of_different_sizes(name: str, two_ranks: list[dict[str, Results]]):
-    """Even none at all: 3 and 5 images twice, then 8 and none, against 8 in one process."""
-    assert_equal(outcome(f"uneven {name}", two_ranks), reference("bare", name, 1))
-
-
-def test_processes_with_more_rows_than_they_keep_agree(two_ranks: list[dict[str, Results]]):
-    results, start = outcome("crowded", two_ranks), state(make("ema-kmeans-revival", codebook_size=3).quantizer)
-    assert not torch.equal(results["codebook.weight"], start["codebook.weight"])
-    assert results["codebook.weight"].isfinite().all()
 
 
 @every_quantizer
@@ -367,6 +371,30 @@ def test_the_backward_pass_may_run_under_autocast(name: str):
                 loss.backward()
         gradients.append(latents.grad)
     torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2)
+
+
+@two_processes
+@every_quantizer
+def test_two_processes_take_the_quantizer_where_one_does(name: str, plan: Plan, two_ranks: list[dict[str, Results]]):
+    check_quantizer(name, plan, outcome(f"bare {name} {plan}", two_ranks))
+
+
+@two_processes
+@every_quantizer
+def test_two_processes_take_the_model_where_one_does(name: str, plan: Plan, two_ranks: list[dict[str, Results]]):
+    check_model(name, plan, outcome(f"body {name} {plan}", two_ranks))
+
+
+@every_quantizer
+def test_processes_may_see_batches_of_different_sizes(name: str, two_ranks: list[dict[str, Results]]):
+    """Even none at all: 3 and 5 images twice, then 8 and none, against 8 in one process."""
+    assert_equal(outcome(f"uneven {name}", two_ranks), reference("bare", name, 1))
+
+
+def test_processes_with_more_rows_than_they_keep_agree(two_ranks: list[dict[str, Results]]):
+    results, start = outcome("crowded", two_ranks), state(make("ema-kmeans-revival", codebook_size=3).quantizer)
+    assert not torch.equal(results["codebook.weight"], start["codebook.weight"])
+    assert results["codebook.weight"].isfinite().all()
 
 
 @pytest.mark.parametrize("extra", EXTRA)
