@@ -16,12 +16,16 @@ BLUE, ORANGE, RED = "#2f6fb0", "#d9730d", "#c93c37"
 SERIES = (BLUE, "#2a9d8f", ORANGE, "#8e63b5", "#b5546b", SOFT)
 
 
-def new_figure(panels: int, size: tuple[float, float], columns: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(
+    panels: int, size: tuple[float, float], columns: int = 1, title: str = ""
+) -> "tuple[Figure, list[Axes]]":
     """A figure of `size` inches and its panels, row by row: no pyplot, so no window, no global state, any thread."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=size, dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09), facecolor="white")
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, color=INK)
     rows = math.ceil(panels / columns)
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
     for axis in axes:

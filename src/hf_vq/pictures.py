@@ -12,14 +12,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hf_vq.figures import BLUE, GRID, INK, ORANGE, RED, SERIES, SOFT, new_figure, save_figure
+from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
 from hf_vq.metrics import psnr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The colours are for those who draw figures of their own in the same look.
-__all__ = ["BLUE", "GRID", "INK", "ORANGE", "RED", "SERIES", "SOFT", "save_curves", "save_reconstructions"]
+__all__ = ["save_curves", "save_reconstructions"]
 
 TILE, LARGEST_TILE, PAGE_WIDTH = 96, 256, 1400  # pixels
 MARGIN, GAP, CAPTION, LABELS = 16, 4, 26, 116

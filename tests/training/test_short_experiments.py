@@ -81,7 +81,7 @@ def test_under_a_fixed_decoder_only_encoder_and_variance_learn(tmp_path):
         "quantizer.temperature.steps",
     }
     assert float(model.observation_variance) == pytest.approx(0.01)
-    assert float(model.quantizer.scalars()["temperature"]) == pytest.approx(self_annealing.TEMPERATURES[1])
+    assert float(model.quantizer.scalars()["temperature"]) == pytest.approx(model.config.temperature_end)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,15 @@ def training(sigma2: list[float], phi2: list[float], entropy: list[float], drawn
 def annealing_results(mse_of_trained: float = 1e-3, optima: tuple[float, ...] = (1.0, 2.0, 3.0)) -> dict:
     rows = training([0.5, 0.4, 0.3, 0.2], [9.0, 6.0, 3.0, 1.0], [5.0, 3.0, 1.0, 0.1], [0.01, 0.3, 0.8, 0.95])
     ladder = {f"fixed-{value}": {"initial_variance": value, "mse": 2e-3 + 1e-4 * value} for value in (1.0, 10.0)}
-    trained = {f"trained-seed-{seed}": {"mse": mse_of_trained + 1e-5 * seed, "rows": rows} for seed in range(2)}
+    trained = {
+        f"trained-seed-{seed}": {"mse": mse_of_trained + 1e-5 * seed, "rows": rows, "initial_variance": 10.0}
+        for seed in range(2)
+    }
     rungs = {
         f"rung-{sigma2}": {"observation_variance": sigma2, "round_ends": [10.0, optimum], "converged": True}
         for sigma2, optimum in zip((0.01, 0.1, 1.0), optima, strict=True)
     }
-    return {"curves": {"rows": rows, "initial_variance": 10.0}, **ladder, **trained, **rungs}
+    return {**ladder, **trained, **rungs}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fixed_net_rows import ROWS
+from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
 from hf_vq.models.modeling_sqvae import SQVAEModel
-from hf_vq.pictures import BLUE, INK, ORANGE, SOFT
-from panels import new_figure, save_figure
 from run_log import refuse_other_settings
 
 # Metric -> decimals.
@@ -112,7 +111,7 @@ def _with_range(values: Sequence[float], digits: int) -> str:
 
 def draw(found: Mapping[str, Sequence[Record]], path: Path) -> None:
     """PSNR and perplexity of each row, a dot a seed."""
-    figure, axes = new_figure(2, (10, 1.2 + 0.3 * len(found)))
+    figure, axes = new_figure(2, (10, 1.2 + 0.3 * len(found)), columns=2)
     places = range(len(found), 0, -1)
     for axis, metric, title, unit in zip(axes, *PANELS, strict=True):
         for place, (name, records) in zip(places, found.items(), strict=True):

@@ -1,52 +1,14 @@
-"""Figures of the experiments, in the look of `hf_vq.pictures`: several panels on white, quiet axes, no pyplot."""
+"""What the figures of the experiments add to `hf_vq.figures`: plain numbers on logarithmic axes, titles, legends."""
 
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_vq.pictures import BLUE, GRID, INK, ORANGE, RED, SERIES, SOFT
+from hf_vq.figures import INK
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than all of hf_vq's own code
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
-__all__ = [
-    "BLUE",
-    "GRID",
-    "INK",
-    "ORANGE",
-    "RED",
-    "SERIES",
-    "SOFT",
-    "new_figure",
-    "plain_numbers",
-    "save_figure",
-    "say",
-]
-
-
-def new_figure(
-    panels: int, size: tuple[float, float], columns: int = 2, title: str = ""
-) -> "tuple[Figure, list[Axes]]":
-    """A figure of `size` inches under a title of one line or more, and its panels, row by row."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    engine = ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12)
-    figure = Figure(figsize=size, dpi=130, layout=engine, facecolor="white")
-    if title:
-        figure.suptitle(title, x=0.012, ha="left", fontsize=11.5, color=INK)
-    axes = [figure.add_subplot(math.ceil(panels / columns), columns, index + 1) for index in range(panels)]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(SOFT)
-        axis.tick_params(which="both", colors=SOFT, labelsize=9)
-        axis.grid(color=GRID, linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.xaxis.label.set_color(INK)
-        axis.yaxis.label.set_color(INK)
-    return figure, axes
+__all__ = ["plain_numbers", "say"]
 
 
 def plain_numbers(*axes: "Axis") -> None:
@@ -68,9 +30,3 @@ def say(axis: "Axes", title: str, x: str, y: str, **legend: Any) -> None:
     axis.set_ylabel(y)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(**{"frameon": False, "fontsize": 9, "labelcolor": INK} | legend)
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes the picture; its suffix tells the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

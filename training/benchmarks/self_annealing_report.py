@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panels import BLUE, INK, ORANGE, RED, SOFT, new_figure, plain_numbers, save_figure, say
+from hf_vq.figures import BLUE, INK, ORANGE, RED, SOFT, new_figure, save_figure
+from panels import plain_numbers, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +26,9 @@ PHI = r"$\sigma_\varphi^2$"
 
 def verdict(results: Results, codebook_size: int) -> str:
     """The four claims and what became of them, as Markdown."""
-    rows = results["curves"]["rows"]
+    rows = results["trained-seed-0"]["rows"]
     claims = (
-        ("sigma_phi^2 falls with sigma^2 (a)", variances_fall(rows, results["curves"]["initial_variance"])),
+        ("sigma_phi^2 falls with sigma^2 (a)", variances_fall(rows, results["trained-seed-0"]["initial_variance"])),
         ("Quantization becomes deterministic by itself (b)", becomes_deterministic(rows, codebook_size)),
         ("A trained sigma_phi^2 beats every fixed one (c)", trained_beats_fixed(results)),
         ("Proposition 1: the optimal sigma_phi^2 falls with sigma^2 (d)", optimum_falls(rungs_of(results))),
@@ -44,7 +45,7 @@ def variances_fall(rows: Rows, initial: float) -> tuple[str, str]:
     after = rank_correlation(sigma2[peak:], phi2[peak:])
     both = sigma2[-1] < sigma2[0] and phi2[-1] < initial
     outcome = "confirmed" if both and together > TOGETHER else "confirmed in part" if both else "refuted"
-    share = [row["dequantization_variance"] / row["latent_variance"] for row in rows if row["step"] >= SETTLED]
+    share = [row["dequantization_variance"] / row["latent_variance"] for row in settled(rows)]
     return outcome, (
         f"sigma^2 goes from {sigma2[0]:.3g} to {sigma2[-1]:.3g} ({sigma2[-1] / sigma2[0]:.2g} of it), sigma_phi^2 "
         f"from {initial:.3g} over {phi2[peak]:.3g} (step {rows[peak]['step']:.0f}, its peak) to {phi2[-1]:.3g} "
@@ -52,6 +53,11 @@ def variances_fall(rows: Rows, initial: float) -> tuple[str, str]:
         f"{after:.2f}. As a share of the latents' own variance sigma_phi^2 goes from {share[0]:.3g} (step {SETTLED}) "
         f"to {share[-1]:.3g}."
     )
+
+
+def settled(rows: Rows) -> Rows:
+    """What was seen from step `SETTLED` on; of a shorter training, the last."""
+    return [row for row in rows if row["step"] >= SETTLED] or rows[-1:]
 
 
 def becomes_deterministic(rows: Rows, codebook_size: int) -> tuple[str, str]:
@@ -130,9 +136,9 @@ TITLE = (
 
 def draw(path: Path, results: Results, codebook_size: int) -> None:
     """The figure: (a) to (d) of self_annealing.py."""
-    figure, axes = new_figure(4, (10.4, 9), title=TITLE)
-    rows = results["curves"]["rows"]
-    draw_variances(axes[0], rows, results["curves"]["initial_variance"])
+    figure, axes = new_figure(4, (10.4, 9), columns=2, title=TITLE)
+    rows = results["trained-seed-0"]["rows"]
+    draw_variances(axes[0], rows, results["trained-seed-0"]["initial_variance"])
     draw_posterior(axes[1], rows, codebook_size)
     draw_ladder(axes[2], results)
     draw_rungs(axes[3], rungs_of(results), rows[-1])
@@ -143,13 +149,12 @@ def draw_variances(axis: "Axes", rows: Rows, initial: float) -> None:
     """(a): both variances, and that of the quantizer as a share of the latents' own."""
     steps, sigma2 = column(rows, "step"), column(rows, "observation_variance")
     phi2 = column(rows, "dequantization_variance")
-    settled = [row for row in rows if row["step"] >= SETTLED]
-    share = [row["dequantization_variance"] / row["latent_variance"] for row in settled]
+    share = [row["dequantization_variance"] / row["latent_variance"] for row in settled(rows)]
     axis.plot(steps, [value / sigma2[0] for value in sigma2], color=RED, label="decoder: σ²")
     axis.plot(steps, [value / initial for value in phi2], color=BLUE, label=f"quantizer: {PHI}")
     relative = [value / share[0] for value in share]
     label = f"{PHI} / variance of the latents, from step {SETTLED}"
-    axis.plot(column(settled, "step"), relative, color=BLUE, linewidth=1.1, dashes=(4, 2), label=label)
+    axis.plot(column(settled(rows), "step"), relative, color=BLUE, linewidth=1.1, dashes=(4, 2), label=label)
     axis.set_yscale("log")
     axis.set_ylim(top=8 * axis.get_ylim()[1])  # room for the legend
     plain_numbers(axis.yaxis)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panels import BLUE, ORANGE, SERIES, SOFT, new_figure, plain_numbers, save_figure, say
+from hf_vq.figures import BLUE, ORANGE, SERIES, SOFT, new_figure, save_figure
+from panels import plain_numbers, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,7 +187,7 @@ def draw(folder: Path, results: Results) -> None:
         "soft_em": (SOFT_TITLE, draw_perplexities, draw_soft_psnr),
     }
     for name, (title, *drawers) in pictures.items():
-        figure, axes = new_figure(2, (10.4, 4.8), title=title)
+        figure, axes = new_figure(2, (10.4, 4.8), columns=2, title=title)
         for drawer, axis in zip(drawers, axes, strict=True):
             drawer(axis, results)
         save_figure(figure, folder / f"{name}.png")
