@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["save_code_history", "save_code_usage"]
 
+LINES = ("-", "--", ":", "-.")
 RARE, FREQUENT = 0.01, 100.0  # multiples of the uniform share: the ends of the colour scale, alike in all pictures
 BLUES = ("#b5d3ec", "#4a90c9", "#1d5a9b", "#08244f")
 NEVER = (0.98, 0.87, 0.86)  # a pale red
@@ -46,8 +47,9 @@ def save_code_usage(path: str | os.PathLike[str], code_counts: Tensor) -> None:
     edges = np.arange(codebook_size + 1)
     for codebook, share in enumerate(shares):
         name = f"codebook {codebook}" if num_codebooks > 1 else "share of the tokens"
-        colour = SERIES[codebook % len(SERIES)]
-        axis.stairs(100 * share, edges, baseline=None, color=colour, linewidth=1.4, label=name)
+        turn, place = divmod(codebook, len(SERIES))
+        colour, style = SERIES[place], LINES[turn % len(LINES)]
+        axis.stairs(100 * share, edges, baseline=None, color=colour, linestyle=style, linewidth=1.4, label=name)
         if num_codebooks == 1:
             axis.stairs(100 * share, edges, color=colour, fill=True, alpha=0.22)
     axis.axhline(100 / codebook_size, color=INK, linewidth=1.1, dashes=(5, 3), label=f"uniform, 1 / {codebook_size}")

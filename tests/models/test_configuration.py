@@ -119,6 +119,8 @@ CONFLICTS = [
     (VQVAEConfig, {**LINEAR, "codebook_init": "kmeans"}, "codebook_init.*kmeans.*linear"),
     (SQVAEConfig, {"quantizer": "vmf", "covariance": "per_latent"}, "vmf.*per_latent"),
     (SQVAEConfig, {"quantizer": "vmf", "dequantization_noise": True}, "vmf.*dequantization_noise.*True"),
+    (SQVAEConfig, {"quantizer": "vmf", "codebook_dim": 1}, "vmf.*codebook_dim 1"),
+    (VQVAEConfig, {"normalize_codes": True, "codebook_dim": 1}, "normalize_codes.*codebook_dim 1"),
 ]
 
 

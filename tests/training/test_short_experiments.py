@@ -1,7 +1,11 @@
 """The experiments on self-annealing and on what is said of VQ-VAE: their pure parts, and what they hold still."""
 
+import json
 import math
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,32 +35,54 @@ def one_thread():
     calls.clear()
 
 
-def double(number: int) -> dict[str, int]:
+def double(count: Callable[[int], object], number: int) -> dict[str, int]:
     if number < 0:
         raise ValueError("a job that fails")
     calls.append(number)
+    count(number)
     return {"doubled": 2 * number}
+
+
+def double_or_die(count: Callable[[int], object], number: int) -> dict[str, int]:
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return double(count, number)
 
 
 # Jobs.
 
 
-def test_a_job_runs_once_and_again_only_with_other_arguments(tmp_path):
-    jobs = {"one": Job(double, {"number": 1}), "two": Job(double, {"number": 2})}
-    first = run_jobs(tmp_path, jobs)
-    assert {name: result["doubled"] for name, result in first.items()} == {"one": 2, "two": 4}
-    assert run_jobs(tmp_path, jobs) == first
+def jobs_of(function: Callable[..., dict[str, int]] = double, **numbers: int) -> dict[str, Job]:
+    return {name: Job(function, {"number": number}, abs(number)) for name, number in numbers.items()}
+
+
+def test_a_job_runs_once(tmp_path):
+    first = run_jobs(tmp_path, jobs_of(one=1, two=2), 0)
+    assert {name: numbers["doubled"] for name, numbers in first.items()} == {"one": 2, "two": 4}
+    assert run_jobs(tmp_path, jobs_of(one=1, two=2), 0) == first
     assert calls == [1, 2]
-    changed = run_jobs(tmp_path, jobs | {"two": Job(double, {"number": 3})})
-    assert (changed["one"]["doubled"], changed["two"]["doubled"]) == (2, 6)
-    assert calls == [1, 2, 3]
 
 
-def test_what_was_done_before_a_job_failed_stays(tmp_path):
-    jobs = {"good": Job(double, {"number": 1}), "bad": Job(double, {"number": -1})}
-    with pytest.raises(ValueError, match="a job that fails"):
-        run_jobs(tmp_path, jobs)
-    assert [path.name for path in tmp_path.iterdir()] == ["good.json"]
+def test_numbers_of_other_settings_are_not_replaced(tmp_path):
+    first = run_jobs(tmp_path, jobs_of(one=1), 0)
+    with pytest.raises(ValueError, match="number is 1 there and 3 here"):
+        run_jobs(tmp_path, jobs_of(two=2, one=3), 0)
+    assert run_jobs(tmp_path, jobs_of(one=1), 0) == first
+    assert calls == [1]
+
+
+def test_a_job_that_fails_keeps_no_other_from_its_turn(tmp_path):
+    with pytest.raises(SystemExit, match=r"(?s)1 of 2 trainings failed.*bad: ValueError: a job that fails"):
+        run_jobs(tmp_path, jobs_of(bad=-1, good=1), 0)
+    assert calls == [1]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["good.json"]
+    assert "a job that fails" in (tmp_path / "bad.error.txt").read_text()
+
+
+def test_a_job_that_was_killed_is_told_by_its_exit_code(tmp_path):
+    with pytest.raises(SystemExit, match="bad: ended with exit code -9 and without a word"):
+        run_jobs(tmp_path, jobs_of(double_or_die, bad=-1, good=1), 2)
+    assert json.loads((tmp_path / "good.json").read_text())["doubled"] == 2
 
 
 # Self-annealing: what is held still, and what is watched.

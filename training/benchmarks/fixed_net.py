@@ -12,18 +12,14 @@ images. The training is fair in epochs and in plan, not tuned: no row has a lear
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-import traceback
-from collections import deque
-from collections.abc import Sequence
-from multiprocessing.connection import wait
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,7 +28,8 @@ from tqdm.auto import tqdm
 
 from fixed_net_report import report
 from fixed_net_rows import ROWS
-from run_log import git_commit, installed_versions, refuse_other_settings, replace_text
+from kept_jobs import Count, Job, Numbers, run_jobs
+from run_log import replace_text
 from short_runs import (
     authors_net,
     data_variance,
@@ -45,29 +42,9 @@ from short_runs import (
 
 HELD_OUT = 5000
 WARM_UP_STEPS, TIMED_STEPS, ROUNDS = 10, 60, 5
-STEPS_BETWEEN_COUNTS = 20
 TIMES_FILE = "times.json"
-DONE = ": done"
 SETTINGS = ("dataset_name", "epochs", "batch_size", "learning_rate", "mixed_precision")
 OF_A_STEP = ("batch_size", "learning_rate", "mixed_precision", "seed")
-
-
-class Job(NamedTuple):
-    """One row and seed: what is trained, and where its numbers go."""
-
-    settings: dict[str, Any]
-    limit: int | None
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.settings['row']}, seed {self.settings['seed']}"
-
-    @property
-    def images(self) -> int:
-        """Images that its training sees."""
-        batch_size: int = self.settings["batch_size"]
-        return planned_steps(self.settings["images"], self.settings["epochs"], batch_size) * batch_size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,14 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pixels, _ = training_pixels(options.dataset_name, options.limit)
     jobs = plan(options, pixels)
     if options.time:
-        time_rows([job for job in jobs if job.settings["seed"] == options.seeds[0]], pixels, options.output_dir)
+        first = [job.settings for job in jobs.values() if job.settings["seed"] == options.seeds[0]]
+        time_rows(first, pixels, options.output_dir)
         return
     load_pixels(options.dataset_name, "test", options.limit)  # decoded here, so that no two jobs do it
-    del pixels
-    missing = [job for job in jobs if not is_done(job)]
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} jobs are done", flush=True)
-    if failures := work_off(missing, options.num_processes):
-        sys.exit("\n".join([f"{len(failures)} of {len(missing)} jobs failed:", *failures]))
+    run_jobs(options.output_dir, jobs, options.num_processes)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -116,149 +90,74 @@ def training_pixels(dataset_name: str, limit: int | None) -> tuple[torch.Tensor,
     return hold_out(pixels, min(HELD_OUT, len(pixels) // 10))
 
 
-def plan(options: argparse.Namespace, pixels: torch.Tensor) -> list[Job]:
-    """The jobs, the first seed of every row first, so that a run that is cut short has all rows."""
+def plan(options: argparse.Namespace, pixels: torch.Tensor) -> dict[str, Job]:
+    """The jobs by name, the first seed of every row first, so that a run that is cut short has all rows."""
     steps = planned_steps(len(pixels), options.epochs, options.batch_size)
     shared = {name: getattr(options, name) for name in SETTINGS}
     # Rounded, so that another machine's last bit is not another setting.
     known = {"temperature_decay_steps": steps, "data_variance": round(data_variance(pixels), 6)}
-    jobs = []
+    jobs = {}
     for seed in options.seeds:
         for name in options.rows:
             config_class = ROWS[name].model_class.config_class
             planned = {field: value for field, value in known.items() if hasattr(config_class, field)}
             model = authors_net(pixels.shape[-1], pixels.shape[1], **planned, **ROWS[name].fields)
-            settings = {"row": name, "seed": seed, "images": len(pixels), **shared, "device": options.device}
-            path = options.output_dir / f"{name}-seed{seed}.json"
-            jobs.append(Job({**settings, "model": model}, options.limit, path))
+            images = {"images": len(pixels), "limit": options.limit}
+            settings = {"row": name, "seed": seed, **images, **shared, "device": options.device, "model": model}
+            jobs[f"{name}-seed{seed}"] = Job(train_and_measure, settings, steps * options.batch_size)
     return jobs
 
 
-def is_done(job: Job) -> bool:
-    """Whether the numbers of this job are there.
-
-    Raises: ValueError that names the settings, if those that are there were other ones.
-    """
-    if not job.path.exists():
-        return False
-    refuse_other_settings(job.path, json.loads(job.path.read_text())["settings"], job.settings)
-    return True
-
-
-def work_off(jobs: Sequence[Job], num_processes: int) -> list[str]:
-    """Runs the jobs, `num_processes` at once, or with 0 in this process; returns what went wrong, and with which."""
-    context = multiprocessing.get_context("spawn")
-    seen = context.Value("q", 0)  # images of all jobs, for the bar
-    waiting, failures = deque(jobs), []
-    running: dict[Any, Job] = {}
-    pace = {"miniters": 1, "mininterval": 1 if sys.stderr.isatty() else 60}
-    with tqdm(total=sum(job.images for job in jobs), unit="img", **pace) as bar:
-        while waiting or running:
-            while waiting and len(running) < num_processes:
-                job = waiting.popleft()
-                process = context.Process(target=run_job, args=(job, seen), daemon=True)
-                process.start()
-                running[process] = job
-            if num_processes:
-                wait([process.sentinel for process in running], timeout=1)
-                over = [process for process in running if not process.is_alive()]
-                outcomes = [_outcome(running.pop(process), process.exitcode) for process in over]
-            else:
-                run_job(waiting[0], seen)
-                outcomes = [_outcome(waiting.popleft(), None)]
-            bar.update(seen.value - bar.n)
-            for outcome in outcomes:
-                tqdm.write(outcome)
-            failures += [outcome for outcome in outcomes if not outcome.endswith(DONE)]
-    return failures
-
-
-def _outcome(job: Job, exit_code: int | None) -> str:
-    """What became of a job: the last line of its error; one that was killed has left none."""
-    if job.path.exists():
-        return f"{job.name}{DONE}"
-    error_file = _error_file(job)
-    if not error_file.exists():
-        return f"{job.name}: ended with exit code {exit_code} and without a word"
-    return f"{job.name}: {error_file.read_text().strip().splitlines()[-1]} ({error_file})"
-
-
-def run_job(job: Job, seen: Any) -> None:
-    """Trains and measures, and writes the numbers, or beside them what went wrong."""
-    error_file = _error_file(job)
-    error_file.unlink(missing_ok=True)
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    try:
-        replace_text(job.path, json.dumps(train_and_measure(job, seen), indent=2) + "\n")
-    except Exception:
-        error_file.write_text(traceback.format_exc())
-
-
-def _error_file(job: Job) -> Path:
-    return job.path.with_suffix(".error.txt")
-
-
-def train_and_measure(job: Job, seen: Any) -> dict[str, Any]:
+def train_and_measure(count: Count, **settings: Any) -> Numbers:
     """One training, and the test images through `hf_vq.evaluation`."""
-    settings = job.settings
-    pixels, _ = training_pixels(settings["dataset_name"], job.limit)
-    model = build(job)
-
-    def count(step: int, *_: Any) -> None:
-        if step % STEPS_BETWEEN_COUNTS == 0:
-            with seen.get_lock():
-                seen.value += STEPS_BETWEEN_COUNTS * settings["batch_size"]
-
+    pixels, _ = training_pixels(settings["dataset_name"], settings["limit"])
+    model = build(settings)
     options = {name: settings[name] for name in ("epochs", *OF_A_STEP)}
-    rate = train_short(model, pixels, **options, on_step=count, progress=False)
-    evaluation = evaluate_short(model, load_pixels(settings["dataset_name"], "test", job.limit))
+    rate = train_short(model, pixels, **options, count=count)
+    evaluation = evaluate_short(model, load_pixels(settings["dataset_name"], "test", settings["limit"]))
     tokens = model.config.grid_size[0] * model.config.grid_size[1] * model.config.num_codebooks
     return {
-        "settings": settings,
         "metrics": evaluation.metrics,
         "codebook_size": model.config.codebook_size,
         "bits_per_image": tokens * math.log2(model.config.codebook_size),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_images_per_second": rate,
-        "git_commit": git_commit(Path(__file__).parent),
-        "versions": installed_versions(),
     }
 
 
-def build(job: Job) -> Any:
+def build(settings: Mapping[str, Any]) -> Any:
     """The model of a job, its weights drawn from the job's seed."""
-    torch.manual_seed(job.settings["seed"])
-    model_class: Any = ROWS[job.settings["row"]].model_class
-    model = model_class(model_class.config_class(**job.settings["model"]))
-    return model.to(job.settings["device"], memory_format=torch.channels_last)
+    torch.manual_seed(settings["seed"])
+    model_class: Any = ROWS[settings["row"]].model_class
+    model = model_class(model_class.config_class(**settings["model"]))
+    return model.to(settings["device"], memory_format=torch.channels_last)
 
 
-def time_rows(jobs: Sequence[Job], pixels: torch.Tensor, output_dir: Path) -> None:
+def time_rows(jobs: Sequence[Mapping[str, Any]], pixels: torch.Tensor, output_dir: Path) -> None:
     """Images per second of each row: one after the other, in rounds, on one thread; the median stands in `TIMES_FILE`.
 
     A disturbance of the machine so meets all rows alike; on a busy one, the rounds differ.
     """
     torch.set_num_threads(1)
-    rates: dict[str, list[float]] = {job.settings["row"]: [] for job in jobs}
+    rates: dict[str, list[float]] = {settings["row"]: [] for settings in jobs}
     for _ in tqdm(range(ROUNDS), desc="time", unit="round"):
-        for job in jobs:
-            rates[job.settings["row"]].append(rate_of(job, pixels))
+        for settings in jobs:
+            rates[settings["row"]].append(rate_of(settings, pixels))
     path = output_dir / TIMES_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
-    for job in jobs:
-        name = job.settings["row"]
+    for settings in jobs:
+        name = settings["row"]
         measured = {"images_per_second": statistics.median(rates[name]), "rounds": rates[name]}
-        known[name] = {**measured, "settings": job.settings, "machine": machine(job.settings["device"])}
+        known[name] = {**measured, "settings": settings, "machine": machine(settings["device"])}
         rounds = ", ".join(f"{rate:.0f}" for rate in rates[name])
         print(f"{ROWS[name].label:36}{measured['images_per_second']:8.0f}   of {rounds}")
     output_dir.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(known, indent=2) + "\n")
 
 
-def rate_of(job: Job, pixels: torch.Tensor) -> float:
+def rate_of(settings: Mapping[str, Any], pixels: torch.Tensor) -> float:
     """Images per second of a training step of this row, after a warm-up."""
-    batch_size = job.settings["batch_size"]
+    batch_size = settings["batch_size"]
     marks: dict[int, float] = {}
 
     def mark(step: int, model: Any, output: Any) -> None:
@@ -267,8 +166,8 @@ def rate_of(job: Job, pixels: torch.Tensor) -> float:
             marks[step] = time.perf_counter()
 
     taken = pixels[: (WARM_UP_STEPS + TIMED_STEPS) * batch_size]
-    options = {name: job.settings[name] for name in OF_A_STEP}
-    train_short(build(job), taken, **options, epochs=1, on_step=mark, progress=False)
+    options = {name: settings[name] for name in OF_A_STEP}
+    train_short(build(settings), taken, **options, epochs=1, on_step=mark)
     return TIMED_STEPS * batch_size / (marks[WARM_UP_STEPS + TIMED_STEPS] - marks[WARM_UP_STEPS])
 
 

@@ -1,76 +1,134 @@
 """Trainings of an experiment, each in its own file: what is done stays done, and a second start goes on from there.
 
-A job is a function of the module that asks, and its arguments as JSON can hold them. Its result is written under its
-name, with the arguments; as long as those are the same, it is not run again.
+A job is a function and the settings that it takes by name. What it gives is kept under the job's name, with settings,
+commit and versions. A job that fails keeps no other from its turn; what went wrong stands beside the others' numbers.
 """
 
 import json
 import multiprocessing
+import sys
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-Result = dict[str, Any]
+import torch
+from tqdm.auto import tqdm
+
+from run_log import git_commit, installed_versions, refuse_other_settings, replace_text
+
+Numbers = dict[str, Any]
+Count = Callable[[int], object]
 
 
 class Job(NamedTuple):
-    """A function that picks up its arguments by name and returns what JSON can hold."""
+    """One training.
 
-    function: Callable[..., Result]
-    arguments: dict[str, Any]
+    Attributes:
+        function: of a module, so that another process finds it; called as function(count=count, **settings), where
+            count(n) says that n images were seen, it returns what JSON can hold.
+        settings: what JSON can hold.
+        images: that its training sees, for the bar.
+    """
+
+    function: Callable[..., Numbers]
+    settings: dict[str, Any]
+    images: int
 
 
-def run_jobs(folder: Path, jobs: Mapping[str, Job], num_processes: int = 1) -> dict[str, Result]:
-    """Runs what is not done yet, each process with one thread, and returns every result by the name of its job.
-
-    Each result also holds `seconds`, the processor time that the job took.
+def run_jobs(folder: Path, jobs: Mapping[str, Job], num_processes: int) -> dict[str, Numbers]:
+    """Runs what is missing and returns every job's numbers by its name; `seconds` is the processor time it took.
 
     Args:
         folder: gets `NAME.json` for each job.
-        num_processes: how many jobs at a time; with 1, they run in this process.
+        num_processes: jobs at a time, each with one thread; with 0 they run in this process.
+
+    Raises:
+        ValueError: if numbers that are there were taken under other settings; nothing has run then.
+        SystemExit: that tells what went wrong, after all other jobs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = {name: job for name, job in jobs.items() if read_result(folder / f"{name}.json", job) is None}
-    if len(waiting) < len(jobs):
-        print(f"{len(jobs) - len(waiting)} of {len(jobs)} trainings are done already, in {folder}", flush=True)
-    if num_processes == 1:
-        use_one_thread()
-        for name, job in waiting.items():
-            run_job(folder / f"{name}.json", job)
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=use_one_thread) as pool:
-            for future in as_completed(
-                [pool.submit(run_job, folder / f"{name}.json", waiting[name]) for name in waiting]
-            ):
-                future.result()
-    results = {name: read_result(folder / f"{name}.json", job) for name, job in jobs.items()}
-    return {name: result for name, result in results.items() if result is not None}
+    missing = {name: job for name, job in jobs.items() if not is_done(folder / f"{name}.json", job)}
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} trainings are done, in {folder}", flush=True)
+    if failures := work_off(folder, missing, num_processes):
+        sys.exit("\n".join([f"{len(failures)} of {len(missing)} trainings failed:", *failures]))
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in jobs}
 
 
-def use_one_thread() -> None:
-    """More threads per process than cores only wait for each other."""
-    torch.set_num_threads(1)
+def is_done(path: Path, job: Job) -> bool:
+    """Whether the numbers of this job are there.
 
-
-def run_job(path: Path, job: Job) -> None:
-    """Runs a job and writes its result, whole or not at all."""
-    print(f"== {path.stem}", flush=True)
-    began = time.process_time()
-    result = {**job.function(**job.arguments), "seconds": round(time.process_time() - began, 1)}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"arguments": job.arguments, "result": result}), encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_result(path: Path, job: Job) -> Result | None:
-    """What a job gave, or None if it has not run yet with these arguments."""
+    Raises: ValueError that names the settings, if those that are there were other ones.
+    """
     if not path.exists():
+        return False
+    refuse_other_settings(path, json.loads(path.read_text())["settings"], job.settings)
+    return True
+
+
+def work_off(folder: Path, jobs: Mapping[str, Job], num_processes: int) -> list[str]:
+    """Runs the jobs, `num_processes` at once, or with 0 in this process; returns what went wrong, and with which."""
+    context = multiprocessing.get_context("spawn")
+    seen = context.Value("q", 0)  # images of all jobs, for the bar
+    waiting, failures = deque(jobs), []
+    running: dict[Any, str] = {}
+    pace = {"miniters": 1, "mininterval": 1 if sys.stderr.isatty() else 60}
+    with tqdm(total=sum(job.images for job in jobs.values()), unit="img", **pace) as bar:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                name = waiting.popleft()
+                process = context.Process(target=run_job, args=(folder, name, jobs[name], seen), daemon=True)
+                process.start()
+                running[process] = name
+            if num_processes:
+                wait([process.sentinel for process in running], timeout=1)
+                over = {running.pop(process): process.exitcode for process in list(running) if not process.is_alive()}
+            else:
+                run_job(folder, waiting[0], jobs[waiting[0]], seen)
+                over = {waiting.popleft(): 0}
+            bar.update(seen.value - bar.n)
+            for name, exit_code in over.items():
+                failure = failure_of(folder, name, exit_code)
+                tqdm.write(failure or f"{name}: done")
+                failures += [failure] if failure else []
+    return failures
+
+
+def run_job(folder: Path, name: str, job: Job, seen: Any) -> None:
+    """Runs a job and writes its numbers, whole or not at all, or beside them what went wrong."""
+    torch.set_num_threads(1)  # more threads than cores only wait for each other
+    began = time.process_time()
+    error_file(folder, name).unlink(missing_ok=True)
+
+    def count(images: int) -> None:
+        with seen.get_lock():
+            seen.value += images
+
+    try:
+        numbers = job.function(count=count, **job.settings)
+    except Exception:
+        error_file(folder, name).write_text(traceback.format_exc())
+        return
+    origin = {"git_commit": git_commit(Path(__file__).parent), "versions": installed_versions()}
+    record = {"settings": job.settings, **numbers, "seconds": round(time.process_time() - began, 1), **origin}
+    replace_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
+
+
+def failure_of(folder: Path, name: str, exit_code: int | None) -> str | None:
+    """The last line of a job's error, or None if its numbers are there; one that was killed has left no word."""
+    if (folder / f"{name}.json").exists():
         return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    same = kept["arguments"] == json.loads(json.dumps(job.arguments))
-    return kept["result"] if same else None
+    path = error_file(folder, name)
+    if not path.exists():
+        return f"{name}: ended with exit code {exit_code} and without a word"
+    return f"{name}: {path.read_text().strip().splitlines()[-1]} ({path})"
+
+
+def error_file(folder: Path, name: str) -> Path:
+    """What is written about a job that failed."""
+    return folder / f"{name}.error.txt"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hf_vq import SQVAEConfig, SQVAEModel
-from kept_jobs import Job, Result, run_jobs
+from kept_jobs import Count, Job, Numbers, run_jobs
 from self_annealing_report import draw, verdict
 from short_runs import evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 
@@ -111,15 +111,16 @@ def make_model(steps: int, seed: int, **fields: Any) -> SQVAEModel:
     return SQVAEModel(SQVAEConfig(**settings | fields)).to(memory_format=torch.channels_last)
 
 
-def train(dataset_name: str, limit: int | None, epochs: int, seed: int, folder: str | None, **fields: Any) -> Result:
+def train(
+    count: Count, dataset_name: str, limit: int | None, epochs: int, seed: int, folder: str | None, **fields: Any
+) -> Numbers:
     """One training, what was seen of it, and its numbers on the test split; `folder` keeps the model."""
     pixels, held_out = data(dataset_name, limit)
     steps = planned_steps(len(pixels), epochs, BATCH_SIZE)
     model = make_model(steps, seed, **fields)
     watch = Watch(held_out[:WATCHED], steps)
-    train_short(
-        model, pixels, epochs=epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=seed, on_step=watch
-    )
+    options = {"epochs": epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
+    train_short(model, pixels, **options, on_step=watch, count=count)
     if folder is not None:
         model.save_pretrained(folder)
     metrics = evaluate_short(model, load_pixels(dataset_name, "test")).metrics
@@ -132,7 +133,7 @@ def data(dataset_name: str, limit: int | None) -> tuple[Tensor, Tensor]:
     return pixels[:limit], held_out
 
 
-def climb(dataset_name: str, limit: int | None, folder: str, observation_variance: float) -> Result:
+def climb(count: Count, dataset_name: str, limit: int | None, folder: str, observation_variance: float) -> Numbers:
     """One rung of (d): rounds of training until sigma_phi^2 no longer moves by 5 % over a round."""
     pixels, held_out = data(dataset_name, limit)
     model = with_fixed_decoder(folder, observation_variance)
@@ -149,6 +150,7 @@ def climb(dataset_name: str, limit: int | None, folder: str, observation_varianc
             learning_rate=LEARNING_RATE,
             seed=len(ends),
             on_step=lambda *args, track=track: track.append(sigma_phi2(model)),
+            count=count,
         )
         tail = track[-max(1, len(track) // 5) :]
         last_fifth = max(tail) / min(tail) - 1
@@ -188,18 +190,21 @@ def trainings(dataset_name: str, limit: int | None, folder: Path, epochs: int) -
     """The jobs of (a), (b) and (c); the first seed's model is kept, as the start of (d)."""
     shared = {"dataset_name": dataset_name, "limit": limit, "epochs": epochs}
     kept = {seed: str(folder / "trained") if seed == TRAINED_SEEDS[0] else None for seed in TRAINED_SEEDS}
-    trained = {f"trained-seed-{seed}": Job(train, {**shared, "seed": seed, "folder": kept[seed]}) for seed in kept}
+    trained = {f"trained-seed-{seed}": {"seed": seed, "folder": kept[seed]} for seed in kept}
     still = {"seed": TRAINED_SEEDS[0], "folder": None, "variance_lr_scale": 0.0}
-    fixed = {
-        f"fixed-{value:g}": Job(train, {**shared, **still, "initial_variance": value}) for value in FIXED_VARIANCES
-    }
-    return {**trained, **fixed}
+    fixed = {f"fixed-{value:g}": {**still, "initial_variance": value} for value in FIXED_VARIANCES}
+    images = epochs * len(data(dataset_name, limit)[0])
+    return {name: Job(train, {**shared, **own}, images) for name, own in {**trained, **fixed}.items()}
 
 
 def rungs(dataset_name: str, limit: int | None, folder: Path) -> dict[str, Job]:
     """The jobs of (d)."""
     shared = {"dataset_name": dataset_name, "limit": limit, "folder": str(folder / "trained")}
-    return {f"rung-{value:g}": Job(climb, {**shared, "observation_variance": value}) for value in OBSERVATION_VARIANCES}
+    images = MIN_ROUNDS * min(ROUND_IMAGES, limit or ROUND_IMAGES)
+    return {
+        f"rung-{value:g}": Job(climb, {**shared, "observation_variance": value}, images)
+        for value in OBSERVATION_VARIANCES
+    }
 
 
 def main() -> None:
@@ -208,7 +213,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of each training of (a) to (c)")
     parser.add_argument("--limit", type=int, help="train on the first so many images only, to try the command out")
     parser.add_argument("--output_dir", type=Path, default=Path("output/self_annealing"))
-    parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread")
+    parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread; 0: here")
     options = parser.parse_args()
     which = (options.dataset_name, options.limit, options.output_dir)
     results = run_jobs(options.output_dir, trainings(*which, options.epochs), options.num_processes)

@@ -140,7 +140,7 @@ def train_short(
     seed: int,
     mixed_precision: str = "no",
     on_step: OnStep | None = None,
-    progress: bool = True,
+    count: Callable[[int], object] | None = None,
 ) -> float:
     """Trains by Adam, the learning rate falling to 0 along a cosine. Batches run across the end of an epoch.
 
@@ -151,7 +151,7 @@ def train_short(
             the caller's.
         mixed_precision: "no", or "bf16" for autocast of the forward; quantizers stay in float32 either way.
         on_step: called as on_step(step, model, output) after each step, counted from 1.
-        progress: show a bar with images per second and the time left.
+        count: called with the number of images of each step, as a bar wants it.
 
     Returns: images per second.
 
@@ -163,21 +163,21 @@ def train_short(
     torch.manual_seed(seed)
     model.train()
     began = time.perf_counter()
-    with tqdm(total=steps * batch_size, desc="train", unit="img", mininterval=2, disable=not progress) as bar:
-        for step, batch in enumerate(_batches(pixels, epochs, batch_size, seed), start=1):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-                output = model(to_pixel_values(batch.to(model.device)))
-            output.loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            model.step()
-            if (step % STEPS_BETWEEN_CHECKS == 0 or step == steps) and not bool(output.loss.isfinite()):
-                raise FloatingPointError(f"the loss is {output.loss.item()} at step {step} of {steps}")
-            if on_step is not None:
-                on_step(step, model, output)
-            bar.update(batch_size)
+    for step, batch in enumerate(_batches(pixels, epochs, batch_size, seed), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+            output = model(to_pixel_values(batch.to(model.device)))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.step()
+        if (step % STEPS_BETWEEN_CHECKS == 0 or step == steps) and not bool(output.loss.isfinite()):
+            raise FloatingPointError(f"the loss is {output.loss.item()} at step {step} of {steps}")
+        if on_step is not None:
+            on_step(step, model, output)
+        if count is not None:
+            count(batch_size)
     return steps * batch_size / (time.perf_counter() - began)
 
 

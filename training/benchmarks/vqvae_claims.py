@@ -24,7 +24,7 @@ from torch import Tensor
 from hf_vq import VQVAEConfig, VQVAEModel
 from hf_vq.models.quantizers import code_perplexity, squared_distance, to_rows
 from hf_vq.models.vector_quantizers import VectorQuantizer
-from kept_jobs import Job, Result, run_jobs
+from kept_jobs import Count, Job, Numbers, run_jobs
 from short_runs import data_variance, evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 from vqvae_claims_report import draw, verdict
 
@@ -96,7 +96,7 @@ def latents_and_codes(model: VQVAEModel, pixel_values: Tensor) -> dict[str, floa
     }
 
 
-def train(dataset_name: str, limit: int, seed: int, stop_gradient: bool = True, **fields: Any) -> Result:
+def train(count: Count, dataset_name: str, limit: int, seed: int, stop_gradient: bool = True, **fields: Any) -> Numbers:
     """One training, what was seen of it, and its numbers on the test split."""
     pixels, held_out = hold_out(load_pixels(dataset_name, "train"), HELD_OUT)
     config = VQVAEConfig(**NET | {"data_variance": data_variance(pixels)} | fields)
@@ -104,7 +104,8 @@ def train(dataset_name: str, limit: int, seed: int, stop_gradient: bool = True, 
     model = (VQVAEModel if stop_gradient else WithoutStopGradientModel)(config)
     pixels = pixels[:limit]
     watch = Watch(held_out[:WATCHED], planned_steps(len(pixels), 1, BATCH_SIZE))
-    train_short(model, pixels, epochs=1, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, seed=seed, on_step=watch)
+    options = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
+    train_short(model, pixels, **options, on_step=watch, count=count)
     return {"rows": watch.rows, **evaluate_short(model, load_pixels(dataset_name, "test")).metrics}
 
 
@@ -129,7 +130,7 @@ def trainings(dataset_name: str, limit: int) -> dict[str, Job]:
     """Every variant with every seed."""
     data = {"dataset_name": dataset_name, "limit": limit}
     return {
-        f"{name}-seed-{seed}": Job(train, {**data, "seed": seed, **fields})
+        f"{name}-seed-{seed}": Job(train, {**data, "seed": seed, **fields}, limit)
         for seed in SEEDS
         for name, fields in variants().items()
     }
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="zalando-datasets/fashion_mnist")
     parser.add_argument("--limit", type=int, default=IMAGES, help="images that each training sees")
     parser.add_argument("--output_dir", type=Path, default=Path("output/vqvae_claims"))
-    parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread")
+    parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread; 0: here")
     options = parser.parse_args()
     results = run_jobs(options.output_dir, trainings(options.dataset_name, options.limit), options.num_processes)
     text = verdict(results)

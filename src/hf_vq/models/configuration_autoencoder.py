@@ -123,4 +123,12 @@ def require_at_least_zero(config: PreTrainedConfig, name: str) -> None:
         raise ValueError(f"{name} must be zero or above, and finite, got {getattr(config, name)}")
 
 
-__all__ = ["AutoencoderConfig", "Default", "require_at_least_zero", "require_positive"]
+def require_directions(config: AutoencoderConfig, what: str) -> None:
+    """Raises a ValueError if all codes of length 1 are -1 and 1."""
+    if config.codebook_dim == 1:
+        raise ValueError(
+            f"the codes of {what} are directions, and codebook_dim 1 has two of them: choose codebook_dim 2 or more"
+        )
+
+
+__all__ = ["AutoencoderConfig", "Default", "require_at_least_zero", "require_directions", "require_positive"]

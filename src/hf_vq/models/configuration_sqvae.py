@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_autoencoder import AutoencoderConfig, require_at_least_zero, require_positive
+from .configuration_autoencoder import AutoencoderConfig, require_at_least_zero, require_directions, require_positive
 
 
 @strict
@@ -60,6 +60,8 @@ class SQVAEConfig(AutoencoderConfig):
                 f"quantizer vmf has covariance global and no dequantization_noise, got {self.covariance} and "
                 f"{self.dequantization_noise}"
             )
+        if self.quantizer == "vmf":
+            require_directions(self, "quantizer vmf")
 
     def validate_annealing(self) -> None:
         """Variances and temperatures are positive, and the temperature does not rise."""

@@ -5,7 +5,13 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_autoencoder import AutoencoderConfig, Default, require_at_least_zero, require_positive
+from .configuration_autoencoder import (
+    AutoencoderConfig,
+    Default,
+    require_at_least_zero,
+    require_directions,
+    require_positive,
+)
 
 
 @strict
@@ -88,6 +94,8 @@ class VQVAEConfig(AutoencoderConfig):
         self._require("codebook_transform", "quantizer", ("gradient",))
         for name in ("codebook_init", "revive_below"):
             self._require(name, "codebook_transform", ("none",))
+        if self.normalize_codes:
+            require_directions(self, "normalize_codes")
 
     def _require(self, name: str, other: str, allowed: tuple[str, ...]) -> None:
         """Raises a ValueError if `name` differs from its default although `other` is none of `allowed`."""
