@@ -108,7 +108,8 @@ def make_model(steps: int, seed: int, **fields: Any) -> SQVAEModel:
         "residual_channels": 32,
         "temperature_decay_steps": max(1, steps),
     }
-    return SQVAEModel(SQVAEConfig(**settings | fields)).to(memory_format=torch.channels_last)
+    model: Any = SQVAEModel(SQVAEConfig(**settings | fields))
+    return model.to(memory_format=torch.channels_last)
 
 
 def train(
@@ -119,7 +120,7 @@ def train(
     steps = planned_steps(len(pixels), epochs, BATCH_SIZE)
     model = make_model(steps, seed, **fields)
     watch = Watch(held_out[:WATCHED], steps)
-    options = {"epochs": epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
     train_short(model, pixels, **options, on_step=watch, count=count)
     if folder is not None:
         model.save_pretrained(folder)
@@ -188,9 +189,9 @@ def is_still(round_ends: list[float], last_fifth: float) -> bool:
 
 def trainings(dataset_name: str, limit: int | None, folder: Path, epochs: int) -> dict[str, Job]:
     """The jobs of (a), (b) and (c); the first seed's model is kept, as the start of (d)."""
-    shared = {"dataset_name": dataset_name, "limit": limit, "epochs": epochs}
+    shared: dict[str, Any] = {"dataset_name": dataset_name, "limit": limit, "epochs": epochs}
     kept = {seed: str(folder / "trained") if seed == TRAINED_SEEDS[0] else None for seed in TRAINED_SEEDS}
-    trained = {f"trained-seed-{seed}": {"seed": seed, "folder": kept[seed]} for seed in kept}
+    trained: dict[str, Any] = {f"trained-seed-{seed}": {"seed": seed, "folder": kept[seed]} for seed in kept}
     still = {"seed": TRAINED_SEEDS[0], "folder": None, "variance_lr_scale": 0.0}
     fixed = {f"fixed-{value:g}": {**still, "initial_variance": value} for value in FIXED_VARIANCES}
     images = epochs * len(data(dataset_name, limit)[0])

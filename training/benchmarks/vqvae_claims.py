@@ -104,7 +104,7 @@ def train(count: Count, dataset_name: str, limit: int, seed: int, stop_gradient:
     model = (VQVAEModel if stop_gradient else WithoutStopGradientModel)(config)
     pixels = pixels[:limit]
     watch = Watch(held_out[:WATCHED], planned_steps(len(pixels), 1, BATCH_SIZE))
-    options = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
+    options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
     train_short(model, pixels, **options, on_step=watch, count=count)
     return {"rows": watch.rows, **evaluate_short(model, load_pixels(dataset_name, "test")).metrics}
 
