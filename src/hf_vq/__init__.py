@@ -1,12 +1,16 @@
 """hf_vq: discrete image tokenizers as native Hugging Face models. Importing it registers the Auto classes."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
 from hf_vq.callbacks import QuantizerCallback
+from hf_vq.models.configuration_pixelcnn import PixelCNNPriorConfig
 from hf_vq.models.configuration_sqvae import SQVAEConfig
+from hf_vq.models.configuration_transformer_prior import TransformerPriorConfig
 from hf_vq.models.configuration_vqvae import VQVAEConfig
 from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.models.modeling_pixelcnn import PixelCNNPrior
 from hf_vq.models.modeling_sqvae import SQVAEModel
+from hf_vq.models.modeling_transformer_prior import TransformerPrior
 from hf_vq.models.modeling_vqvae import VQVAEModel
 from hf_vq.tokenizer import ImageTokenizer
 from hf_vq.version import __version__ as __version__
@@ -16,11 +20,19 @@ for _config, _model in ((VQVAEConfig, VQVAEModel), (SQVAEConfig, SQVAEModel)):
     AutoModel.register(_config, _model, exist_ok=True)
     AutoImageProcessor.register(_config, image_processor_classes={"pil": VQImageProcessor}, exist_ok=True)
 
+for _prior_config, _prior in ((PixelCNNPriorConfig, PixelCNNPrior), (TransformerPriorConfig, TransformerPrior)):
+    AutoConfig.register(_prior_config.model_type, _prior_config, exist_ok=True)
+    AutoModelForCausalLM.register(_prior_config, _prior, exist_ok=True)
+
 __all__ = [
     "ImageTokenizer",
+    "PixelCNNPrior",
+    "PixelCNNPriorConfig",
     "QuantizerCallback",
     "SQVAEConfig",
     "SQVAEModel",
+    "TransformerPrior",
+    "TransformerPriorConfig",
     "VQImageProcessor",
     "VQVAEConfig",
     "VQVAEModel",
