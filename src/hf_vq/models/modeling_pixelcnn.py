@@ -11,6 +11,7 @@ from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_pixelcnn import PixelCNNPriorConfig
 from .modeling_prior import PriorPreTrainedModel
@@ -175,7 +176,7 @@ class PixelCNNPrior(PriorPreTrainedModel, GenerationMixin):
 
     config: PixelCNNPriorConfig
     _no_split_modules = ["GatedLayer"]
-    _can_record_outputs = {"hidden_states": GatedLayer}
+    _can_record_outputs = {"hidden_states": OutputRecorder(GatedLayer, index=1)}
 
     def __init__(self, config: PixelCNNPriorConfig) -> None:
         super().__init__(config)

@@ -156,7 +156,7 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
         inputs = self.codes(codes[:, :complete] + offsets).sum(dim=2)
         if not known:
             inputs = torch.cat([self.start(class_labels, len(inputs)), inputs], dim=1)
-        hidden = self.trunk(inputs, cache) if inputs.shape[1] else inputs
+        hidden = self.trunk(inputs, own_cache(cache)) if inputs.shape[1] else inputs
         hidden = torch.cat([known["hidden"], hidden], dim=1) if known else hidden
         if under_way is not None:
             under_way.states = {"hidden": hidden[:, -1:], "codes": tokens[:, complete * codebooks :]}
@@ -251,6 +251,11 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
 
 class CodesUnderWay(StateLayer):
     """The codes of a position of which the trunk has not heard yet, and what it said on the way to it."""
+
+
+def own_cache(cache: Cache | None) -> Cache | None:
+    """The trunk's layers of a cache, without the codes under way: masks depend on what layers there are."""
+    return None if cache is None else Cache(layers=cache.layers[:-1])
 
 
 def mean_loss(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,302 @@
+"""Both priors: causal, the same with a cache and without, and a likelihood that is that of their samples."""
+
+import pytest
+import torch
+from tiny_priors import CLASSES, CODES, FAMILIES, GRID, make_prior, make_tokens
+from torch import Tensor
+
+from hf_vq.models.modeling_prior import PriorPreTrainedModel
+
+LABELS = torch.tensor([1, 3])
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_depth = pytest.mark.parametrize("num_codebooks", [1, 2, 3], ids="M={}".format)
+cached = pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+
+
+def sample(prior: PriorPreTrainedModel, seed: int = 0, labels: Tensor | None = LABELS, **options: object) -> Tensor:
+    torch.manual_seed(seed)
+    return prior.generate(class_labels=labels, **options)
+
+
+# The order of an image's tokens.
+
+
+@every_depth
+def test_sequences_are_the_start_token_and_the_grid_row_by_row_codebook_fastest(num_codebooks):
+    prior = make_prior("transformer", num_codebooks)
+    tokens = make_tokens(prior)
+    sequences = prior.sequences(tokens)
+    grid = tokens.view(2, *GRID, num_codebooks)
+    expected = [int(grid[1, y, x, m]) for y in range(3) for x in range(4) for m in range(num_codebooks)]
+    assert sequences[1].tolist() == [CODES, *expected]
+    assert torch.equal(prior.sequences(tokens.flatten(1)), sequences)
+    assert torch.equal(prior.image_tokens(sequences), tokens)
+
+
+@every_family
+@every_depth
+def test_no_logit_depends_on_its_own_token_or_a_later_one(family, num_codebooks):
+    prior = make_prior(family, num_codebooks)
+    sequences = prior.sequences(make_tokens(prior))
+    logits = prior(sequences, class_labels=LABELS, use_cache=False).logits
+    for place in range(1, sequences.shape[1]):
+        changed = sequences.clone()
+        changed[:, place] = (changed[:, place] + 1) % CODES
+        moved = (prior(changed, class_labels=LABELS, use_cache=False).logits != logits).any(dim=2).any(dim=0)
+        # logits[:, place] is of the token after `place`, and the last of all is of none.
+        assert not moved[:place].any(), place
+        assert place == sequences.shape[1] - 1 or moved[place], place
+
+
+@every_family
+@every_depth
+def test_no_gradient_reaches_a_logit_from_its_own_token_or_a_later_one(family, num_codebooks):
+    prior = make_prior(family, num_codebooks)
+    sequences = prior.sequences(make_tokens(prior, 1))
+    embedded: list[Tensor] = []
+    prior.codes.register_forward_hook(lambda module, inputs, output: embedded.append(output))
+    logits = prior(sequences, use_cache=False).logits[..., :CODES]
+    codes = embedded[0].unsqueeze(2) if num_codebooks == 1 else embedded[0]
+    # With one codebook the start token passes through the table as well, and its row is left out.
+    first = 1 if num_codebooks == 1 else 0
+    for place in range(logits.shape[1] - 1):
+        (gradient,) = torch.autograd.grad(
+            logits[0, place].logsumexp(0), embedded[0], retain_graph=True, allow_unused=True
+        )
+        reached = torch.zeros(codes.shape[1]) if gradient is None else gradient.view(codes.shape).abs().sum((0, 2, 3))
+        before = place // num_codebooks
+        assert not reached[first + before :].any(), place
+        assert before == 0 or reached[first : first + before].any(), place
+
+
+def test_every_position_before_is_seen(family="pixelcnn"):
+    """No blind spot: the last logits depend on every code once the layers reach that far."""
+    prior = make_prior(family, num_hidden_layers=6)
+    sequences = prior.sequences(make_tokens(prior, 1))
+    logits = prior(sequences, use_cache=False).logits[:, -2]
+    for place in range(1, sequences.shape[1] - 1):
+        changed = sequences.clone()
+        changed[:, place] = (changed[:, place] + 1) % CODES
+        assert not torch.equal(prior(changed, use_cache=False).logits[:, -2], logits), place
+
+
+# Classes.
+
+
+@every_family
+def test_the_class_is_the_start_tokens_embedding_and_none_is_the_null_class(family):
+    prior = make_prior(family)
+    sequences = prior.sequences(make_tokens(prior))
+    logits = {label: prior(sequences, class_labels=torch.tensor([label] * 2)).logits for label in (-1, 0, 1)}
+    assert torch.equal(prior(sequences).logits, logits[-1])
+    assert not torch.equal(logits[0], logits[1])
+    with torch.no_grad():
+        prior.classes.weight[1] = prior.classes.weight[-1]
+    assert torch.equal(prior(sequences, class_labels=torch.tensor([1, 1])).logits, logits[-1])
+
+
+@every_family
+def test_dropped_labels_teach_the_null_class(family):
+    prior = make_prior(family, label_dropout=0.5).train()
+    sequences = prior.sequences(make_tokens(prior, 32))
+    torch.manual_seed(0)
+    prior(sequences, class_labels=torch.ones(32, dtype=torch.int64), labels=sequences).loss.backward()
+    reached = prior.classes.weight.grad.abs().sum(1) > 0
+    assert reached.tolist() == [False, True, False, False, True]
+
+
+# Likelihood.
+
+
+@every_family
+@every_depth
+def test_log_prob_is_the_sum_over_the_steps_of_a_generation(family, num_codebooks):
+    prior = make_prior(family, num_codebooks)
+    drawn = sample(prior, output_logits=True, return_dict_in_generate=True)
+    # `generate` keeps logits in float32.
+    steps = torch.stack(drawn.logits, dim=1).double().log_softmax(dim=-1)
+    expected = steps.gather(2, drawn.sequences[:, 1:, None]).sum(dim=(1, 2))
+    tokens = prior.image_tokens(drawn.sequences)
+    torch.testing.assert_close(prior.log_prob(tokens, LABELS), expected, rtol=1e-6, atol=0)
+    loss = prior(drawn.sequences, class_labels=LABELS, labels=drawn.sequences).loss
+    torch.testing.assert_close(loss, -expected.sum() / drawn.sequences[:, 1:].numel(), rtol=1e-6, atol=0)
+
+
+@every_family
+def test_probabilities_of_all_images_sum_to_one(family):
+    prior = make_prior(family, num_codebooks=2, codebook_size=3, grid_size=(1, 2))
+    everything = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 1, 2, 2)
+    labels = torch.full((81,), 2)
+    torch.testing.assert_close(prior.log_prob(everything, labels).exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+# Generation.
+
+
+@every_family
+@every_depth
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": False},
+        {"guidance_scale": 3.0},
+        {"do_sample": False, "num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"num_return_sequences": 3, "temperature": 0.7, "top_k": 5, "top_p": 0.9},
+        {"repetition_penalty": 1.3},
+    ],
+    ids=lambda options: "-".join(options) or "sampled",
+)
+def test_a_cache_changes_no_token(family, num_codebooks, options):
+    prior = make_prior(family, num_codebooks)
+    with_cache, without = (sample(prior, use_cache=use_cache, **options) for use_cache in (True, False))
+    assert with_cache.shape == (2 * options.get("num_return_sequences", 1), 1 + 12 * num_codebooks)
+    assert torch.equal(with_cache, without)
+    assert (with_cache[:, 1:] < CODES).all()
+
+
+@every_family
+@every_depth
+def test_images_can_be_completed(family, num_codebooks):
+    prior = make_prior(family, num_codebooks)
+    begun = prior.sequences(make_tokens(prior))[:, :6]
+    with_cache, without = (sample(prior, inputs=begun, use_cache=use_cache) for use_cache in (True, False))
+    assert torch.equal(with_cache, without)
+    assert torch.equal(with_cache[:, :6], begun)
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+def test_a_static_cache_changes_no_token(num_codebooks):
+    prior = make_prior("transformer", num_codebooks)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    for seed in range(2):
+        assert torch.equal(sample(prior, seed, **static), sample(prior, seed))
+
+
+@every_family
+@every_depth
+@pytest.mark.parametrize("begin", [1, 2, 5, 8])
+def test_logits_are_the_same_however_the_sequence_is_cut(family, num_codebooks, begin):
+    prior = make_prior(family, num_codebooks)
+    sequences = prior.sequences(make_tokens(prior))
+    whole = prior(sequences, class_labels=LABELS, use_cache=False).logits
+    output = prior(sequences[:, :begin], class_labels=LABELS, use_cache=True)
+    parts = [output.logits]
+    rest = sequences[:, begin:]
+    for part in (rest[:, :1], rest[:, 1:4], *rest[:, 4:].split(1, dim=1)):
+        parts.append(prior(part, class_labels=LABELS, past_key_values=output.past_key_values).logits)
+    # What follows a whole image is asked by nobody.
+    torch.testing.assert_close(torch.cat(parts, dim=1)[:, :-1], whole[:, :-1])
+
+
+@every_family
+@every_depth
+def test_only_the_last_logits_on_request(family, num_codebooks):
+    prior = make_prior(family, num_codebooks)
+    sequences = prior.sequences(make_tokens(prior))
+    whole = prior(sequences, use_cache=False).logits
+    assert torch.equal(prior(sequences, use_cache=False, logits_to_keep=3).logits, whole[:, -3:])
+
+
+@every_family
+@cached
+def test_guidance_moves_the_logits(family, use_cache):
+    prior = make_prior(family)
+    wanted = {"use_cache": use_cache, "max_new_tokens": 2, "output_scores": True, "return_dict_in_generate": True}
+    plain, guided = (sample(prior, **wanted, **more).scores for more in ({}, {"guidance_scale": 3.0}))
+    null = prior(torch.full((2, 1), CODES), use_cache=False).logits[:, -1].log_softmax(-1)
+    own = plain[0].log_softmax(-1)
+    torch.testing.assert_close(guided[0][:, :CODES], (null + 3 * (own - null))[:, :CODES])
+
+
+@every_family
+@pytest.mark.parametrize("temperature", [1.0, 10.0])
+def test_one_step_can_draw_every_code_and_never_the_start_token(family, temperature):
+    prior = make_prior(family, codebook_size=64)
+    step = sample(
+        prior, max_new_tokens=1, temperature=temperature, output_scores=True, return_dict_in_generate=True
+    ).scores[0]
+    probabilities = step.softmax(dim=-1)
+    assert ((probabilities > 0).sum(dim=-1) == 64).all()
+    assert (probabilities[:, 64] == 0).all()
+    assert (sample(prior, num_return_sequences=50, temperature=temperature)[:, 1:] < 64).all()
+
+
+@every_family
+def test_generation_needs_nothing_but_the_prior(family):
+    prior = make_prior(family)
+    assert prior.generate().shape == (1, 13)
+    assert prior.generate(class_labels=[0, 1, -1]).shape == (3, 13)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_every_attention_gives_the_same(implementation):
+    prior = make_prior("transformer")
+    sequences = prior.sequences(make_tokens(prior))
+    expected = prior(sequences).logits
+    prior.set_attn_implementation(implementation)
+    output = prior(sequences, output_attentions=True)
+    torch.testing.assert_close(output.logits, expected)
+    if implementation == "eager":
+        assert all((weights.triu(1) == 0).all() for weights in output.attentions)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"input_ids": s[:, 1:]}, "begin with the start token, 11"),
+        (lambda s: {"input_ids": torch.cat([s, s[:, 1:]], 1)}, "25 tokens are longer than .* 3 x 4, 13"),
+        (lambda s: {"input_ids": s + 1}, "start token, 11, got"),
+        (lambda s: {"input_ids": torch.cat([s[:, :1], s[:, :1]], 1)}, r"lie in \[0, 11\), where the start token"),
+        (lambda s: {"input_ids": s.float()}, "integers"),
+        (lambda s: {"input_ids": s, "class_labels": torch.tensor([0, CLASSES])}, r"class_labels must lie in \[0, 4\)"),
+        (lambda s: {"input_ids": s, "class_labels": torch.tensor([-2, 0])}, r"class_labels must lie in \[0, 4\)"),
+        (lambda s: {"input_ids": s, "class_labels": torch.tensor([0])}, r"class_labels must be integers \(2,\)"),
+        (lambda s: {"input_ids": s, "attention_mask": (s > 3).long()}, "attention_mask hides"),
+    ],
+)
+def test_bad_sequences_are_refused(change, message):
+    prior = make_prior("transformer")
+    with pytest.raises(ValueError, match=message):
+        prior(**change(prior.sequences(make_tokens(prior))))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(2, 4, 3, dtype=torch.int64), r"grid of 3 x 4, or 12 tokens in a row, got shape \(2, 4, 3\)"),
+        (torch.zeros(2, 11, dtype=torch.int64), "grid of 3 x 4"),
+        (torch.full((1, 3, 4), CODES), r"lie in \[0, 11\)"),
+        (torch.full((1, 3, 4), -1), r"lie in \[0, 11\)"),
+    ],
+)
+def test_tokens_of_another_grid_are_refused(tokens, message):
+    prior = make_prior("pixelcnn")
+    with pytest.raises(ValueError, match=message):
+        prior.log_prob(tokens)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codebook_size": 0}, "codebook_size must be positive, got 0"),
+        ({"grid_size": (8, 8, 2)}, r"grid_size must be two positive numbers"),
+        ({"grid_size": 0}, "grid_size"),
+        ({"num_classes": -1}, "num_classes"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+    ],
+)
+def test_a_wrong_config_is_refused(settings, message):
+    with pytest.raises(Exception, match=message):
+        make_prior("pixelcnn", **settings)
+
+
+def test_heads_that_do_not_share_the_width_are_refused():
+    with pytest.raises(Exception, match=r"hidden_size \(16\) must be divisible by num_attention_heads \(3\)"):
+        make_prior("transformer", num_attention_heads=3)
