@@ -1,6 +1,7 @@
 """hf_vq: discrete image tokenizers as native Hugging Face models. Importing it registers the Auto classes."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_vq.callbacks import QuantizerCallback
 from hf_vq.models.configuration_pixelcnn import PixelCNNPriorConfig
@@ -12,6 +13,7 @@ from hf_vq.models.modeling_pixelcnn import PixelCNNPrior
 from hf_vq.models.modeling_sqvae import SQVAEModel
 from hf_vq.models.modeling_transformer_prior import TransformerPrior
 from hf_vq.models.modeling_vqvae import VQVAEModel
+from hf_vq.models.pipeline_image_generation import ImageGenerationPipeline
 from hf_vq.tokenizer import ImageTokenizer
 from hf_vq.version import __version__ as __version__
 
@@ -24,7 +26,12 @@ for _prior_config, _prior in ((PixelCNNPriorConfig, PixelCNNPrior), (Transformer
     AutoConfig.register(_prior_config.model_type, _prior_config, exist_ok=True)
     AutoModelForCausalLM.register(_prior_config, _prior, exist_ok=True)
 
+PIPELINE_REGISTRY.register_pipeline(
+    "unconditional-image-generation", ImageGenerationPipeline, pt_model=AutoModelForCausalLM, type="image"
+)
+
 __all__ = [
+    "ImageGenerationPipeline",
     "ImageTokenizer",
     "PixelCNNPrior",
     "PixelCNNPriorConfig",

@@ -1,0 +1,99 @@
+"""`pipeline("unconditional-image-generation", model=PRIOR)`: images from nothing, or from a class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Pipeline
+
+from .prior_tokenizer import check_tokenizer, load_tokenizer
+
+NO_CLASS = -1
+BATCH_SIZE = 64
+
+
+class ImageGenerationPipeline(Pipeline):
+    """Samples image tokens from a prior and decodes them with the tokenizer that the prior names.
+
+    Args:
+        model: the prior.
+        decoder: the tokenizer's model; by default the one that the prior's config names.
+        image_processor: the tokenizer's image processor.
+
+    Example:
+        >>> from transformers import pipeline
+        >>> pipe = pipeline("unconditional-image-generation", model="org/sqvae-cifar10-prior")
+        >>> images = pipe(num_images=16)
+        >>> images = pipe(class_labels=[3, 3, 7], guidance_scale=2.0)
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, model: Any, decoder: Any = None, image_processor: Any = None, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        if decoder is None or image_processor is None:
+            # Who trusts the prior's own code has trusted that of the tokenizer it names.
+            own_code = {"trust_remote_code": True} if self.model.is_remote_code() else {}
+            decoder, image_processor = load_tokenizer(self.model.config, **own_code)
+        check_tokenizer(self.model.config, decoder)
+        self.decoder, self.image_processor = decoder.to(self.device).eval(), image_processor
+
+    def __call__(  # type: ignore[override]  # there is nothing that has to be put in
+        self,
+        class_labels: int | Sequence[int] | None = None,
+        num_images: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        **kwargs: Any,
+    ) -> list[Image.Image]:
+        """Images, one for each label.
+
+        Args:
+            class_labels: a class for each image, or one for all; None or -1 for no class.
+            num_images: how many, unless the labels say so; 1 by default.
+            batch_size: images at a time.
+            kwargs: for `generate`: `guidance_scale`, `temperature`, `top_k`, `top_p` ...
+
+        Raises: ValueError for a label that the prior does not know, or if num_images is not the number of labels.
+        """
+        labels = one_label_each(class_labels, num_images)
+        return super().__call__(labels, images_at_once=batch_size, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return {}, kwargs, {}
+
+    def preprocess(self, input_: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        return {"class_labels": input_}
+
+    def _forward(
+        self, input_tensors: dict[str, Tensor], images_at_once: int = BATCH_SIZE, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        decoded = []
+        for labels in input_tensors["class_labels"].split(images_at_once):
+            image_tokens = self.model.image_tokens(self.model.generate(class_labels=labels, **kwargs))
+            decoded.append(self.decoder.decode(image_tokens).pixel_values)
+        return {"pixel_values": torch.cat(decoded)}
+
+    def postprocess(self, model_outputs: dict[str, Tensor], **kwargs: Any) -> list[Image.Image]:
+        images: list[Image.Image] = self.image_processor.postprocess(model_outputs["pixel_values"])
+        return images
+
+
+def one_label_each(class_labels: int | Sequence[int] | None, num_images: int | None) -> Tensor:
+    """A label for each image, (B,); -1 for no class.
+
+    Raises: ValueError if num_images is not the number of labels, or there is no image to make.
+    """
+    if class_labels is None or isinstance(class_labels, int):
+        label = NO_CLASS if class_labels is None else class_labels
+        class_labels = [label] * (1 if num_images is None else num_images)
+    if not len(class_labels) or num_images not in (None, len(class_labels)):
+        raise ValueError(f"{len(class_labels)} class_labels do not make {num_images} images: give one for each, or one")
+    return torch.as_tensor(class_labels)
+
+
+__all__ = ["ImageGenerationPipeline"]

@@ -1,0 +1,58 @@
+"""Where a prior finds the tokenizer of its tokens, and whether it is the one."""
+
+import os
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoModel
+
+from .configuration_prior import PriorConfig
+
+
+def load_tokenizer(config: PriorConfig, **kwargs: Any) -> tuple[Any, Any]:
+    """The tokenizer's model, in evaluation, and its image processor.
+
+    Args:
+        config: of a prior that was loaded or saved, so that it knows its own folder.
+        kwargs: for `from_pretrained`, `trust_remote_code` for instance.
+
+    Raises: ValueError if the config names no tokenizer, or the tokenizer is another than the one it was made for.
+    """
+    name = tokenizer_location(config)
+    kwargs = {"revision": config.tokenizer_revision, **kwargs} if config.tokenizer_revision else kwargs
+    model = AutoModel.from_pretrained(name, **kwargs)
+    check_tokenizer(config, model)
+    return model, AutoImageProcessor.from_pretrained(name, **kwargs)
+
+
+def tokenizer_location(config: PriorConfig) -> str:
+    """What `from_pretrained` finds the tokenizer by: a path that starts with a dot is relative to the prior's folder.
+
+    Raises: ValueError if the config names none.
+    """
+    name = config.tokenizer_name_or_path
+    if name is None:
+        raise ValueError("the prior's config has no tokenizer_name_or_path: name the tokenizer whose tokens it models")
+    if name.startswith(("./", "../")):
+        return os.path.normpath(os.path.join(config.name_or_path, name))
+    return name
+
+
+def check_tokenizer(config: PriorConfig, model: Any) -> None:
+    """Raises a ValueError that names both unless `model` is the tokenizer that a prior's config was made for."""
+    there = model.config
+    facts = {
+        "codebook_size": (config.codebook_size, there.codebook_size),
+        "num_codebooks": (config.num_codebooks, there.num_codebooks),
+        "grid_size": (list(config.grid_size), list(there.grid_size)),
+    }
+    if config.tokenizer_fingerprint is not None:
+        facts["fingerprint"] = (config.tokenizer_fingerprint[:16], model.fingerprint()[:16])
+    differing = [f"{name} {ours} there and {theirs} here" for name, (ours, theirs) in facts.items() if ours != theirs]
+    if differing:
+        raise ValueError(
+            f"the prior {config.name_or_path or 'at hand'} was made for the tokenizer {config.tokenizer_name_or_path}, "
+            f"and {there.name_or_path or 'this one'} is another: {', '.join(differing)}"
+        )
+
+
+__all__ = ["check_tokenizer", "load_tokenizer", "tokenizer_location"]
