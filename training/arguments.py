@@ -14,32 +14,41 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from engine import EngineArguments
-from hf_vq import SQVAEConfig, VQVAEConfig
+from hf_vq import PixelCNNPriorConfig, SQVAEConfig, TransformerPriorConfig, VQVAEConfig
 from hf_vq.code_health import WARN_PERPLEXITY_BELOW
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
-TOKENIZERS = {config.model_type: config for config in (SQVAEConfig, VQVAEConfig)}
+# The first of each is the default.
+TASKS = {"tokenizer": (SQVAEConfig, VQVAEConfig), "prior": (TransformerPriorConfig, PixelCNNPriorConfig)}
+MODELS = {config.model_type: config for configs in TASKS.values() for config in configs}
 
 
 @dataclass
 class ModelArguments:
     """What is trained, and when to worry about it."""
 
-    task: str = field(default="tokenizer", metadata={"help": "What to train: `tokenizer`."})
-    model_type: str = field(default="hf_sqvae", metadata={"help": f"One of {', '.join(TOKENIZERS)}."})
+    task: str = field(default="tokenizer", metadata={"help": f"What to train: one of {', '.join(TASKS)}."})
+    model_type: str | None = field(default=None, metadata={"help": f"One of {', '.join(MODELS)}; it fits the task."})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the model's config, e.g. '{codebook_size: 256, codebook_dim: 8}'."}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "A saved model to fine-tune."})
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "The tokenizer whose tokens a prior learns: a folder or a Hub name."}
+    )
+    tokenizer_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     warn_perplexity_below: float = field(
         default=WARN_PERPLEXITY_BELOW,
         metadata={"help": "Warn where an evaluation's perplexity is under this share of codebook_size; 0: never."},
     )
 
     def __post_init__(self) -> None:
-        for name, choices in (("task", ("tokenizer",)), ("model_type", TOKENIZERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")
+        require_choice("task", self.task, TASKS)
+        of_task = [config.model_type for config in TASKS[self.task]]
+        self.model_type = self.model_type or of_task[0]
+        require_choice(f"model_type for the task {self.task}", self.model_type, of_task)
+        if (self.tokenizer_name_or_path is None) != (self.task == "tokenizer"):
+            raise ValueError("a prior, and nothing else, needs the tokenizer it is for: --tokenizer_name_or_path")
         if not 0 <= self.warn_perplexity_below <= 1:
             raise ValueError(
                 f"warn_perplexity_below is a share of codebook_size, in [0, 1], and is {self.warn_perplexity_below}"
@@ -60,6 +69,9 @@ class DataArguments:
         default=None, metadata={"help": "Files: one pattern, or '{train: a-*.parquet, test: b.parquet}'."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found by itself if alone."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of a prior's classes; found by itself if alone; `none` for no classes."}
+    )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     validation_split: str | None = field(default=None, metadata={"help": "The split to watch while training."})
     test_split: str | None = field(
@@ -78,7 +90,7 @@ class DataArguments:
             raise ValueError(f"max_bad_examples must be 0 or more, and is {self.max_bad_examples}")
         if self.dataset_name == "digits":
             for f in fields(self):
-                if f.name not in ("dataset_name", "validation_size", "test_split", "max_bad_examples"):
+                if f.name not in ("dataset_name", "validation_size", "test_split", "max_bad_examples", "label_column"):
                     self._refuse_for_digits(f.name, f.default)
 
     def _refuse_for_digits(self, name: str, default: object) -> None:
@@ -115,7 +127,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
 
     groups = (ModelArguments, DataArguments, EngineArguments)
     names = [f.name for group in groups for f in fields(group)]
-    parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains an image tokenizer.")  # type: ignore[arg-type]  # its NewType fits no class
+    parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains a tokenizer or a prior.")  # type: ignore[arg-type]  # its NewType fits no class
     parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
     check_places(in_file, names, path)
     check_names(in_file, names, f"setting in {path}")
@@ -125,7 +137,8 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     )
     check_names((word.partition("=")[0] for word in stray), [f"--{name}" for name in names], "flag")
     overrides = as_mapping(read_yaml(model.config_overrides or "", "config_overrides"), "config_overrides")
-    config_class = TOKENIZERS[model.model_type]
+    assert model.model_type is not None
+    config_class = MODELS[model.model_type]
     check_names(in_file_model, list(own_fields(config_class)), f"field of the model {model.model_type} in {path}")
     model_fields = convert_fields(config_class, in_file_model | overrides)
     if model.model_name_or_path and model_fields:
@@ -185,9 +198,15 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
 
 def check_places(in_file: dict[str, Any], names: Sequence[str], path: Path | None) -> None:
     """Raises a ValueError for a field of a model that stands beside the flags."""
-    of_models = {f.name for config in TOKENIZERS.values() for f in fields(config)}
+    of_models = {f.name for config in MODELS.values() for f in fields(config)}
     for name in of_models.intersection(in_file).difference(names):
         raise ValueError(f"{name} in {path} is a field of the model: put it under `model`")
+
+
+def require_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Raises a ValueError that names the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(choices)}, and is {value}")
 
 
 def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:

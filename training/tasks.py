@@ -56,6 +56,11 @@ class TokenizerTask:
         self.max_bad_examples = max_bad_examples
         self.warn_perplexity_below = warn_perplexity_below
 
+    reported = (
+        "psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability",
+        "images_per_second",
+    )  # fmt: skip
+
     @property
     def num_train_examples(self) -> int | None:
         """Images of the training split, None if nobody knows."""
@@ -168,3 +173,15 @@ class TokenizerTask:
         model = AutoModel.from_pretrained(run_dir).to(accelerator.device)
         batches = self._batches(self.splits.test, accelerator.process_index, accelerator.num_processes)
         return evaluate(model, self.processor, batches, progress=accelerator.is_main_process)
+
+    def describe(self, run_dir: Path) -> dict[str, Any]:
+        """What evaluation.json says of the model beside its numbers."""
+        return {"fingerprint": AutoModel.from_pretrained(run_dir).fingerprint()}
+
+    def use(self, run_dir: Path) -> list[str]:
+        """Lines of Python that use the saved model."""
+        return [
+            "from hf_vq import ImageTokenizer",
+            f'tokenizer = ImageTokenizer.from_pretrained("{run_dir}")',
+            'ids = tokenizer.encode("picture.png"); image = tokenizer.decode(ids)',
+        ]

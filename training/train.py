@@ -1,6 +1,7 @@
-"""Trains an image tokenizer on any images, and measures it on the test split.
+"""Trains an image tokenizer on any images, or a prior over its tokens, and measures it on the test split.
 
 accelerate launch training/train.py                                       the embedded digits, no network
+accelerate launch training/train.py --config training/configs/prior_digits.yaml
 accelerate launch training/train.py --config training/configs/sqvae_cifar10.yaml
 accelerate launch training/train.py --dataset_name path/to/pictures --output_dir output/mine
 """
@@ -13,7 +14,6 @@ from typing import Any
 import yaml
 from accelerate import Accelerator, PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel
 
 from arguments import DataArguments, RunArguments, parse
 from digits import load_digits_images
@@ -21,37 +21,43 @@ from engine import fit, share_cores
 from hf_vq.evaluation import Evaluation, write_evaluation
 from hf_vq.pictures import save_curves
 from hf_vq.streams import ImageSplits, load_images
+from prior_task import PriorTask
 from tasks import TokenizerTask
-
-REPORTED = (
-    "psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability",
-    "images_per_second",
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, tests, and says how to use the result."""
     run = parse(arguments)
     share_cores()
-    splits = open_data(run.data)
-    task = TokenizerTask(
-        splits,
-        run.engine,
-        run.model.model_type,
-        run.model_fields,
-        run.model.model_name_or_path,
-        run.data.max_bad_examples,
-        run.model.warn_perplexity_below,
-    )
+    task = make_task(run, open_data(run.data))
     run_dir = fit(task, run.engine, run.settings)
     accelerator = Accelerator()
     result = task.test(run_dir, accelerator)
     if accelerator.is_main_process:
         save_curves(run_dir / "pictures" / "curves.png", run_dir / "metrics.jsonl")
         if result is not None:
-            record_test(run_dir, result, run)
-        print(farewell(run_dir, result))
+            record_test(run_dir, result, run, task)
+        print(farewell(run_dir, result, task))
     PartialState().destroy_process_group()
+
+
+def make_task(run: RunArguments, splits: ImageSplits) -> TokenizerTask | PriorTask:
+    """What the settings ask for."""
+    model, max_bad_examples = run.model, run.data.max_bad_examples
+    assert model.model_type is not None
+    shared = (splits, run.engine, model.model_type, run.model_fields)
+    if model.tokenizer_name_or_path is None:
+        return TokenizerTask(
+            *shared, model.model_name_or_path, max_bad_examples, warn_perplexity_below=model.warn_perplexity_below
+        )
+    return PriorTask(
+        *shared,
+        model.tokenizer_name_or_path,
+        model.tokenizer_revision,
+        run.data.label_column,
+        model.model_name_or_path,
+        max_bad_examples,
+    )
 
 
 def open_data(data: DataArguments) -> ImageSplits:
@@ -89,7 +95,7 @@ def named_files(text: str | None) -> Any:
     return yaml.safe_load(text) if is_collection else text
 
 
-def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
+def record_test(run_dir: Path, result: Evaluation, run: RunArguments, task: TokenizerTask | PriorTask) -> None:
     """Writes evaluation.json: the numbers, and what they were measured on."""
     recorded = yaml.safe_load((run_dir / "run.yaml").read_text(encoding="utf-8"))
     write_evaluation(
@@ -101,26 +107,20 @@ def record_test(run_dir: Path, result: Evaluation, run: RunArguments) -> None:
         data_files=run.data.data_files,
         split=run.data.test_split or "test",
         seed=run.engine.seed,
-        fingerprint=AutoModel.from_pretrained(run_dir).fingerprint(),
+        **task.describe(run_dir),
         git_commit=recorded["git_commit"],
         machine=recorded["machine"],
     )
 
 
-def farewell(run_dir: Path, result: Evaluation | None) -> str:
+def farewell(run_dir: Path, result: Evaluation | None, task: TokenizerTask | PriorTask) -> str:
     """What a person wants to know when training ends."""
     lines = ["", f"The model is in {run_dir}, with pictures of its work in {run_dir / 'pictures'}."]
     if result is not None:
-        shown: dict[str, Any] = {name: result.metrics[name] for name in REPORTED if name in result.metrics}
+        shown: dict[str, Any] = {name: result.metrics[name] for name in task.reported if name in result.metrics}
         lines += [f"Test images: {result.metrics['num_images']:,}"]
         lines += [f"  {name:18} {'-' if value is None else format(value, ',.5g')}" for name, value in shown.items()]
-    lines += [
-        "Use it:",
-        "    from hf_vq import ImageTokenizer",
-        f'    tokenizer = ImageTokenizer.from_pretrained("{run_dir}")',
-        '    ids = tokenizer.encode("picture.png"); image = tokenizer.decode(ids)',
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "Use it:", *(f"    {line}" for line in task.use(run_dir))])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hf_vq.metrics import psnr
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["save_curves", "save_reconstructions"]
+__all__ = ["save_curves", "save_reconstructions", "save_samples"]
 
 TILE, LARGEST_TILE, PAGE_WIDTH = 96, 256, 1400  # pixels
 MARGIN, GAP, CAPTION, LABELS = 16, 4, 26, 116
@@ -81,6 +81,28 @@ def save_reconstructions(
         for line, label in enumerate(("original", "reconstruction") if column == 0 else ()):
             middle = y + line * (height + GAP) + height / 2
             draw.text((MARGIN + LABELS - 12, middle), label, INK, _font(14), anchor="rm")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+
+
+def save_samples(path: str | os.PathLike[str], images: Tensor, labels: Sequence[str]) -> None:
+    """Rows of images, each under the name of its class at its left.
+
+    Args:
+        path: the picture to write, its suffix tells the format.
+        images: uint8, (rows, columns, C, H, W) with 1 or 3 channels.
+        labels: one for each row.
+    """
+    rows = [[_tile(image) for image in row] for row in images.cpu()]
+    width, height = (side + GAP for side in rows[0][0].size)
+    size = (2 * MARGIN + LABELS + len(rows[0]) * width - GAP, 2 * MARGIN + len(rows) * height - GAP)
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    for line, (label, row) in enumerate(zip(labels, rows, strict=True)):
+        top = MARGIN + line * height
+        draw.text((MARGIN + LABELS - 12, top + height / 2), label, INK, _font(14), anchor="rm")
+        for column, tile in enumerate(row):
+            page.paste(tile, (MARGIN + LABELS + column * width, top))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 

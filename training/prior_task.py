@@ -1,0 +1,273 @@
+"""Stage 2: the distribution of a trained tokenizer's tokens, made on the fly from a stream of images."""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from datasets import ClassLabel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
+
+from engine import EngineArguments
+from hf_vq.canonical import canonical
+from hf_vq.evaluation import Evaluation, to_uint8
+from hf_vq.models.prior_tokenizer import check_tokenizer
+from hf_vq.pictures import save_samples
+from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
+from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
+
+SAMPLES_OF_A_CLASS, CLASSES_SHOWN = 8, 10
+PICTURED_SEED = 0
+
+
+class TokenBatches:
+    """Batches of images as a tokenizer sees them; where it stands in the data is where the images' batches stand.
+
+    Args:
+        batches: yields pixel_values and perhaps class_labels.
+        tokenizer: a tokenizer's model.
+        keep_images: whether the pixel_values come along.
+    """
+
+    def __init__(self, batches: Any, tokenizer: Any, keep_images: bool = False) -> None:
+        self.batches, self.tokenizer, self.keep_images = batches, tokenizer, keep_images
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images come, None if nobody knows."""
+        return getattr(self.batches, "num_images", None)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self.batches:
+            pixel_values = batch.pop("pixel_values").to(self.tokenizer.device, non_blocking=True)
+            with canonical(self.tokenizer):
+                image_tokens = self.tokenizer.encode(pixel_values).image_tokens
+            kept = {"pixel_values": pixel_values} if self.keep_images else {}
+            yield {"image_tokens": image_tokens, **kept, **batch}
+
+
+class SequenceBatches(TokenBatches):
+    """What a prior trains on: input_ids, labels and perhaps class_labels; endless, and resumable as its images are.
+
+    Args:
+        batches: `TrainBatches` of images.
+        tokenizer: a tokenizer's model.
+        start: id of the start token.
+    """
+
+    def __init__(self, batches: TrainBatches, tokenizer: Any, start: int) -> None:
+        super().__init__(batches, tokenizer)
+        self.start = start
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in super().__iter__():
+            input_ids = nn.functional.pad(batch.pop("image_tokens").flatten(1), (1, 0), value=self.start)
+            yield {"input_ids": input_ids, "labels": input_ids, **batch}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the images' batches stand."""
+        state: dict[str, Any] = self.batches.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the batch at which `state` was taken."""
+        self.batches.load_state_dict(state)
+
+
+class ToLabelledPixelValues(ToPixelValues):
+    """Rows to pixel_values and class_labels.
+
+    Args:
+        processor: an image processor.
+        label_column: where the labels are.
+    """
+
+    def __init__(self, processor: Any, label_column: str) -> None:
+        super().__init__(processor)
+        self.label_column = label_column
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return super().__call__(rows) | {"class_labels": torch.tensor([row[self.label_column] for row in rows])}
+
+
+class PriorTask:
+    """Trains a prior over the tokens of a tokenizer.
+
+    Args:
+        splits: the images.
+        args: batch sizes, seed and loader workers.
+        model_type: `hf_vq_transformer_prior` or `hf_vq_pixelcnn`.
+        model_fields: fields of its config; sizes and classes come from the tokenizer and the data.
+        tokenizer_name_or_path: the tokenizer, a folder or a name on the Hub.
+        tokenizer_revision: its revision on the Hub.
+        label_column: column of the class labels; by default the only one that holds classes, and "none" for none.
+        model_name_or_path: a saved prior to fine-tune instead.
+        max_bad_examples: undecodable images to pass over.
+    """
+
+    def __init__(
+        self,
+        splits: ImageSplits,
+        args: EngineArguments,
+        model_type: str,
+        model_fields: dict[str, Any],
+        tokenizer_name_or_path: str,
+        tokenizer_revision: str | None = None,
+        label_column: str | None = None,
+        model_name_or_path: str | None = None,
+        max_bad_examples: int = 100,
+    ) -> None:
+        self.splits, self.args = splits, args
+        self.model_type, self.model_fields = model_type, dict(model_fields)
+        self.tokenizer_name_or_path, self.tokenizer_revision = tokenizer_name_or_path, tokenizer_revision
+        self.model_name_or_path, self.max_bad_examples = model_name_or_path, max_bad_examples
+        self.label_column, self.class_names = find_classes(splits.train, label_column)
+
+    reported = (
+        "bits_per_token", "bits_per_token_of_class", "token_entropy", "position_entropy", "bits_per_dim",
+        "images_per_second",
+    )  # fmt: skip
+
+    @property
+    def num_train_examples(self) -> int | None:
+        """Images of the training split, None if nobody knows."""
+        return num_examples(self.splits.train)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer's model, where the training is."""
+        model = AutoModel.from_pretrained(self.tokenizer_name_or_path, **self._revision, dtype=torch.float32)
+        return model.to(PartialState().device).eval().requires_grad_(False)
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer's image processor."""
+        return AutoImageProcessor.from_pretrained(self.tokenizer_name_or_path, **self._revision)
+
+    @property
+    def _revision(self) -> dict[str, str]:
+        return {"revision": self.tokenizer_revision} if self.tokenizer_revision else {}
+
+    def build(self, total_steps: int) -> nn.Module:
+        """The prior, of the tokenizer's sizes and the data's classes."""
+        if self.model_name_or_path:
+            prior = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
+            check_tokenizer(prior.config, self.tokenizer)
+            return prior
+        known = self.tokenizer.config
+        sizes = {name: getattr(known, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
+        classes = {"num_classes": len(self.class_names)}
+        config = AutoConfig.for_model(self.model_type, **{**sizes, **classes, **self.model_fields})
+        config.tokenizer_name_or_path = self.tokenizer_name_or_path
+        config.tokenizer_revision = self.tokenizer_revision
+        config.tokenizer_fingerprint = self.tokenizer.fingerprint()
+        check_tokenizer(config, self.tokenizer)
+        return AutoModelForCausalLM.from_config(config)
+
+    def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
+        """Endless shuffled sequences."""
+        images = TrainBatches(
+            self.splits.train,
+            self._transform,
+            batch_size,
+            seed=self.args.seed,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.args.dataloader_num_workers,
+            max_bad_examples=self.max_bad_examples,
+        )
+        return SequenceBatches(images, self.tokenizer, start=self.tokenizer.config.codebook_size)
+
+    @property
+    def _transform(self) -> ToPixelValues:
+        if self.label_column is None:
+            return ToPixelValues(self.processor)
+        return ToLabelledPixelValues(self.processor, self.label_column)
+
+    def _batches(self, dataset: Any, rank: int, world_size: int) -> TokenBatches:
+        images = EvaluationBatches(
+            dataset,
+            self._transform,
+            self.args.per_device_eval_batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.args.dataloader_num_workers,
+            max_bad_examples=self.max_bad_examples,
+        )
+        return TokenBatches(images, self.tokenizer, keep_images=True)
+
+    def scalars(self, model: Any) -> Mapping[str, Tensor]:
+        """Nothing of a prior moves but its weights."""
+        return {}
+
+    def evaluate(self, model: Any, run_dir: Path, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Bits of the held-out images; leaves a picture of samples in `run_dir`."""
+        if accelerator.is_main_process:
+            self._leave_samples(model, run_dir / "pictures" / f"step-{step:06d}-samples.png")
+        if self.splits.validation is None:
+            return {}
+        batches = self._batches(self.splits.validation, accelerator.process_index, accelerator.num_processes)
+        result = evaluate_prior(model, batches, decoder=self.tokenizer)
+        return {name: value for name, value in result.metrics.items() if value is not None and name != "num_images"}
+
+    @torch.no_grad()
+    def _leave_samples(self, model: Any, path: Path) -> None:
+        """A row a class, drawn from the same random numbers each time."""
+        names = self.class_names[:CLASSES_SHOWN] if model.config.num_classes else ["no class"]
+        labels = torch.arange(len(names)) if model.config.num_classes else torch.tensor([-1])
+        with canonical(model), torch.random.fork_rng():
+            torch.manual_seed(PICTURED_SEED)
+            sequences = model.generate(class_labels=labels.repeat_interleave(SAMPLES_OF_A_CLASS))
+            decoded = self.tokenizer.decode(model.image_tokens(sequences)).pixel_values
+        save_samples(path, to_uint8(decoded, self.processor).unflatten(0, (len(names), -1)), names)
+
+    def save(self, model: Any, run_dir: Path) -> None:
+        """The prior as `from_pretrained` reads it; a tokenizer in a folder is named as seen from there."""
+        if os.path.isdir(self.tokenizer_name_or_path):
+            relative = os.path.relpath(self.tokenizer_name_or_path, run_dir)
+            model.config.tokenizer_name_or_path = relative if relative.startswith(".") else f"./{relative}"
+        model.save_pretrained(run_dir)
+
+    def test(self, run_dir: Path, accelerator: Accelerator) -> Evaluation | None:
+        """The saved prior on the whole test split, in all processes; None without one."""
+        if self.splits.test is None:
+            return None
+        model = AutoModelForCausalLM.from_pretrained(run_dir).to(accelerator.device)
+        batches = self._batches(self.splits.test, accelerator.process_index, accelerator.num_processes)
+        return evaluate_prior(model, batches, decoder=self.tokenizer, progress=accelerator.is_main_process)
+
+    def describe(self, run_dir: Path) -> dict[str, Any]:
+        """What evaluation.json says of the prior beside its numbers."""
+        config = AutoConfig.from_pretrained(run_dir)
+        names = ("tokenizer_name_or_path", "tokenizer_revision", "tokenizer_fingerprint")
+        return {"protocol": PROTOCOL, **{name: getattr(config, name) for name in names}}
+
+    def use(self, run_dir: Path) -> list[str]:
+        """Lines of Python that use the saved prior."""
+        what = "class_labels=[0, 1, 2]" if self.class_names else "num_images=3"
+        return [
+            "import hf_vq",
+            "from transformers import pipeline",
+            f'pipe = pipeline("unconditional-image-generation", model="{run_dir}")',
+            f"images = pipe({what})",
+        ]
+
+
+def find_classes(dataset: Any, label_column: str | None) -> tuple[str | None, list[str]]:
+    """The column of the class labels and the names of the classes; (None, []) where there are none.
+
+    Raises: ValueError if the column asked for does not hold classes.
+    """
+    features = dataset.features or {}
+    columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if label_column == "none" or (label_column is None and len(columns) != 1):
+        return None, []
+    column = label_column or columns[0]
+    if column not in columns:
+        found = ", ".join(columns) or "none"
+        raise ValueError(f"label_column {column!r} holds no class labels; columns that do: {found}")
+    return column, list(features[column].names)
