@@ -19,7 +19,10 @@ from hf_vq.code_health import WARN_PERPLEXITY_BELOW
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
 # The first of each is the default.
-TASKS = {"tokenizer": (SQVAEConfig, VQVAEConfig), "prior": (TransformerPriorConfig, PixelCNNPriorConfig)}
+TASKS: dict[str, tuple[Any, ...]] = {
+    "tokenizer": (SQVAEConfig, VQVAEConfig),
+    "prior": (TransformerPriorConfig, PixelCNNPriorConfig),
+}
 MODELS = {config.model_type: config for configs in TASKS.values() for config in configs}
 
 

@@ -84,6 +84,7 @@ def bare_loop(flags: list[str]) -> float:
     run = parse(flags)
     share_cores()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert run.model.model_type is not None
     config = AutoConfig.for_model(run.model.model_type, **run.model_fields)
     model = AutoModel.from_config(config).to(device).train()
     forward = torch.compile(model) if run.engine.torch_compile else model

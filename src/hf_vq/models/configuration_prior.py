@@ -56,21 +56,23 @@ class PriorConfig(PreTrainedConfig):
         return self.codebook_size + 1
 
     @property
-    def num_positions(self) -> int:
-        """Positions of the grid, h * w."""
-        return math.prod(self.grid_size)
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns, (h, w)."""
+        height, width = self.grid_size  # type: ignore[misc]  # an int has become a list
+        return height, width
 
     @property
     def num_tokens(self) -> int:
         """Tokens of an image, h * w * M."""
-        return self.num_positions * self.num_codebooks
+        return math.prod(self.grid) * self.num_codebooks
 
     def validate_prior(self) -> None:
         """Sizes are positive, shares lie in [0, 1)."""
         for name in ("codebook_size", "num_codebooks", "hidden_size", "num_hidden_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
+        sides: Any = self.grid_size
+        if len(sides) != 2 or min(sides) < 1:
             raise ValueError(f"grid_size must be two positive numbers (h, w), or one, got {self.grid_size}")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be zero or above, got {self.num_classes}")

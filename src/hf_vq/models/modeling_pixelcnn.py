@@ -4,6 +4,8 @@ The vertical stack sees the rows above a position, the horizontal one the positi
 stack says of its own. Letters: B images, C channels, h x w positions, k the kernel size, r = k // 2 its reach.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,15 +94,16 @@ class PixelCNNTrunk(nn.Module):
 
     def __init__(self, config: PixelCNNPriorConfig) -> None:
         super().__init__()
-        self.height, self.width = config.grid_size
+        self.height, self.width = config.grid
         self.reach = config.kernel_size // 2
-        self.layers = nn.ModuleList(GatedLayer(config, first=index == 0) for index in range(config.num_hidden_layers))
+        layers = [GatedLayer(config, first=index == 0) for index in range(config.num_hidden_layers)]
+        self.layers: Any = nn.ModuleList(layers)
 
     def forward(self, inputs: Tensor, cache: Cache | None = None) -> Tensor:
         """inputs (B, S, C), the start token's embedding and then those of positions, to (B, S, C)."""
         if cache is None:
             return self.run_rows(inputs, None)
-        state = cache.layers[0]
+        state: Any = cache.layers[0]
         if not state.length:
             return self.run_rows(inputs, state)
         return torch.stack([self.run_position(embedding, state) for embedding in inputs.unbind(1)], dim=1)
@@ -198,6 +201,7 @@ class PixelCNNPrior(PriorPreTrainedModel, GenerationMixin):
         """Convolutions scaled by fan-in, the rest as everywhere."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
+            assert module.bias is not None
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)

@@ -169,7 +169,8 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
             return None
         if not cache.layers or not isinstance(cache.layers[-1], CodesUnderWay):
             cache.layers.append(CodesUnderWay())
-        return cache.layers[-1]
+        under_way: Any = cache.layers[-1]
+        return under_way
 
     def tokens_seen(self, cache: Cache | None) -> int:
         """Tokens, the start token among them, that a cache stands for."""
@@ -229,7 +230,7 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
         tokens = sequences[:, 1:]
         check_tokens(tokens, self.config)
         codebooks = (self.config.num_codebooks,) if self.config.num_codebooks > 1 else ()
-        return tokens.unflatten(1, (*self.config.grid_size, *codebooks))
+        return tokens.unflatten(1, (*self.config.grid, *codebooks))
 
     def generate(self, inputs: Tensor | None = None, class_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """transformers' `generate`, which samples here by default.
@@ -246,7 +247,7 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
             class_labels = torch.as_tensor(class_labels, device=self.device)
             check_class_labels(class_labels, self.config, len(class_labels) if inputs is None else len(inputs))
             kwargs["class_labels"] = class_labels
-        return super().generate(inputs, **kwargs)
+        return super().generate(inputs, **kwargs)  # type: ignore[misc]  # of GenerationMixin, which a family adds
 
 
 class CodesUnderWay(StateLayer):

@@ -85,7 +85,7 @@ class TransformerTrunk(nn.Module):
     def __init__(self, config: TransformerPriorConfig) -> None:
         super().__init__()
         self.config = config
-        height, self.columns = config.grid_size
+        height, self.columns = config.grid
         # What follows the last position has a row of its own.
         self.row, self.column = (nn.Embedding(count, config.hidden_size) for count in (height + 1, self.columns))
         self.dropout = nn.Dropout(config.dropout)

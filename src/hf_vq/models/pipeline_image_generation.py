@@ -29,10 +29,13 @@ class ImageGenerationPipeline(Pipeline):
         >>> images = pipe(class_labels=[3, 3, 7], guidance_scale=2.0)
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: Any
+    image_processor: Any
+
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
 
     def __init__(self, model: Any, decoder: Any = None, image_processor: Any = None, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
@@ -66,21 +69,18 @@ class ImageGenerationPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, kwargs, {}
 
-    def preprocess(self, input_: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+    def preprocess(self, input_: Any, **kwargs: Any) -> Any:
         return {"class_labels": input_}
 
-    def _forward(
-        self, input_tensors: dict[str, Tensor], images_at_once: int = BATCH_SIZE, **kwargs: Any
-    ) -> dict[str, Tensor]:
+    def _forward(self, input_tensors: dict[str, Any], images_at_once: Any = BATCH_SIZE, **kwargs: Any) -> Any:
         decoded = []
         for labels in input_tensors["class_labels"].split(images_at_once):
             image_tokens = self.model.image_tokens(self.model.generate(class_labels=labels, **kwargs))
             decoded.append(self.decoder.decode(image_tokens).pixel_values)
         return {"pixel_values": torch.cat(decoded)}
 
-    def postprocess(self, model_outputs: dict[str, Tensor], **kwargs: Any) -> list[Image.Image]:
-        images: list[Image.Image] = self.image_processor.postprocess(model_outputs["pixel_values"])
-        return images
+    def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:
+        return self.image_processor.postprocess(model_outputs["pixel_values"])
 
 
 def one_label_each(class_labels: int | Sequence[int] | None, num_images: int | None) -> Tensor:

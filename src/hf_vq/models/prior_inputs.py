@@ -30,7 +30,7 @@ def check_tokens(image_tokens: Tensor, config: PriorConfig) -> None:
     """Raises a ValueError unless image_tokens, on the grid or flat, are those of whole images."""
     codebooks = (config.num_codebooks,) if config.num_codebooks > 1 else ()
     shape = tuple(image_tokens.shape[1:])
-    if shape not in ((*config.grid_size, *codebooks), (config.num_tokens,)):
+    if shape not in ((*config.grid, *codebooks), (config.num_tokens,)):
         raise ValueError(
             f"image_tokens must have the prior's grid of {described_grid(config)}, or {config.num_tokens} tokens in a "
             f"row, got shape {tuple(image_tokens.shape)}"
@@ -69,7 +69,7 @@ def check_class_labels(class_labels: Tensor | None, config: PriorConfig, batch_s
 def described_grid(config: PriorConfig) -> str:
     """The grid in words."""
     codebooks = f", {config.num_codebooks} codebooks" if config.num_codebooks > 1 else ""
-    return f"{config.grid_size[0]} x {config.grid_size[1]}{codebooks}"
+    return f"{config.grid[0]} x {config.grid[1]}{codebooks}"
 
 
 __all__ = ["check_class_labels", "check_sequences", "check_tokens"]

@@ -5,14 +5,12 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoModel
 
-from .configuration_prior import PriorConfig
 
-
-def load_tokenizer(config: PriorConfig, **kwargs: Any) -> tuple[Any, Any]:
+def load_tokenizer(config: Any, **kwargs: Any) -> tuple[Any, Any]:
     """The tokenizer's model, in evaluation, and its image processor.
 
     Args:
-        config: of a prior that was loaded or saved, so that it knows its own folder.
+        config: the `PriorConfig` of a prior that was loaded or saved, so that it knows its own folder.
         kwargs: for `from_pretrained`, `trust_remote_code` for instance.
 
     Raises: ValueError if the config names no tokenizer, or the tokenizer is another than the one it was made for.
@@ -24,7 +22,7 @@ def load_tokenizer(config: PriorConfig, **kwargs: Any) -> tuple[Any, Any]:
     return model, AutoImageProcessor.from_pretrained(name, **kwargs)
 
 
-def tokenizer_location(config: PriorConfig) -> str:
+def tokenizer_location(config: Any) -> str:
     """What `from_pretrained` finds the tokenizer by: a path that starts with a dot is relative to the prior's folder.
 
     Raises: ValueError if the config names none.
@@ -37,7 +35,7 @@ def tokenizer_location(config: PriorConfig) -> str:
     return name
 
 
-def check_tokenizer(config: PriorConfig, model: Any) -> None:
+def check_tokenizer(config: Any, model: Any) -> None:
     """Raises a ValueError that names both unless `model` is the tokenizer that a prior's config was made for."""
     there = model.config
     facts = {
