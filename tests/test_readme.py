@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hf_vq
@@ -83,3 +84,13 @@ def test_accumulation_in_trainer_equals_the_joint_batch(repository: Path, site: 
     assert "sgd" in accumulated != code
     once, four_times = run(code, site, digits), run(accumulated, site, digits)
     assert four_times == pytest.approx(once, rel=1e-5)
+
+
+@pytest.mark.uninitialised_memory
+def test_what_is_exported_gives_the_tokens_of_any_batch(repository: Path):
+    model = hf_vq.SQVAEModel(hf_vq.SQVAEConfig(image_size=16, hidden_channels=[8, 8], residual_channels=8))
+    names = {"model": model, "pixel_values": torch.rand(2, 3, 16, 16) * 2 - 1}
+    exec(block(repository, "export"), names)
+    for count in (1, 5):
+        pixel_values = torch.rand(count, 3, 16, 16) * 2 - 1
+        assert torch.equal(names["program"].module()(pixel_values), model.encode(pixel_values).image_tokens)

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_vq.canonical import unwrapped
 from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
-from hf_vq.metrics import CodeCounts
+from hf_vq.metrics import over_ranks
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +34,7 @@ class QuantizerCallback(TrainerCallback):
 
     def __init__(self, warn_perplexity_below: float = WARN_PERPLEXITY_BELOW) -> None:
         self.warn_perplexity_below = warn_perplexity_below
-        self._counts: CodeCounts | None = None
+        self._counts: Tensor | None = None
         self._hook: RemovableHandle | None = None
 
     def on_train_begin(
@@ -60,7 +61,8 @@ class QuantizerCallback(TrainerCallback):
             logger.warning('variance_update="batch" became "lagged", which is exact under gradient accumulation')
         self._stop_counting()
         self._hook = model.quantizer.register_forward_hook(self._count)
-        self._counts = _no_counts(model)
+        shape = (model.config.num_codebooks, model.config.codebook_size)
+        self._counts = torch.zeros(shape, dtype=torch.int64, device=model.device)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,8 +74,9 @@ class QuantizerCallback(TrainerCallback):
         """Warns, in the main process, of a codebook that collapses."""
         if self._counts is None:
             return
-        model, code_counts = unwrapped(kwargs["model"]), self._counts.compute()
-        self._counts = _no_counts(model)
+        model, code_counts = unwrapped(kwargs["model"]), over_ranks(self._counts).cpu()
+        # A new tensor would make torch.compile begin anew.
+        self._counts.zero_()
         if not code_counts.any() or not state.is_world_process_zero:
             return
         if warning := collapse_warning(code_counts, model.config, self.warn_perplexity_below):
@@ -87,13 +90,10 @@ class QuantizerCallback(TrainerCallback):
 
     def _count(self, quantizer: nn.Module, args: object, output: Any) -> None:
         if self._counts is not None and not quantizer.training:
-            self._counts.update(output.image_tokens)
+            codes = output.image_tokens.reshape(-1, len(self._counts)).T
+            self._counts.scatter_add_(1, codes, torch.ones_like(codes))
 
     def _stop_counting(self) -> None:
         if self._hook is not None:
             self._hook.remove()
         self._counts = self._hook = None
-
-
-def _no_counts(model: Any) -> CodeCounts:
-    return CodeCounts(model.config.codebook_size, model.config.num_codebooks, model.device)

@@ -1,4 +1,4 @@
-"""Says in words when a codebook collapses: few codes take all tokens, and the others are no longer trained."""
+"""Says in words when a codebook collapses: few codes take all tokens, and the others are lost."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def collapse_warning(code_counts: Tensor, config: Any, below: float = WARN_PERPL
     in_use = int((code_counts[codebook] > 0).sum())
     return (
         f"the perplexity{where} is {lowest:.4g}, under {below:.3g} x {codebook_size} codes, of which {in_use} occur. "
-        "If it does not rise soon, this is index collapse: codes to which no latent is near are no longer trained. "
+        "If it does not rise soon, this is index collapse: the model has lost most of its codebook. "
         f"Ways out: {'; '.join(_ways_out(config))}."
     )
 

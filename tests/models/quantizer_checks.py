@@ -80,7 +80,8 @@ def make_gaussian(
     initial: float = INITIAL,
 ) -> GaussianQuantizer:
     kind = DiagonalGaussianQuantizer if covariance == "diagonal" else GaussianQuantizer
-    own = {"covariance": covariance, "dequantization_noise": noisy, **annealing(form, initial)}
+    own = {"dequantization_noise": noisy, **annealing(form, initial)}
+    own |= {} if covariance == "diagonal" else {"covariance": covariance}
     return with_codes(kind(K, D, num_codebooks, **own))
 
 

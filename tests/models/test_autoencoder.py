@@ -188,6 +188,31 @@ def test_autocast_leaves_the_quantizer_in_float32(family: str):
     assert torch.equal(searched, naive_tokens(model, latents, log_variance))
 
 
+@every_family
+def test_looking_up_is_exact_under_autocast_too(family: str):
+    quantizer = make_model(family).quantizer
+    shape = (2, 3, 4, quantizer.num_codebooks)[: 4 if quantizer.num_codebooks > 1 else 3]
+    image_tokens = torch.randint(quantizer.codebook_size, shape)
+    expected = quantizer.lookup(image_tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.lookup(image_tokens), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("gradient", {"normalize_codes": True}),
+        ("gradient", {"activation": "relu"}),
+        ("gaussian-diagonal", {"variance_form": "sum"}),
+        ("gaussian-diagonal", {"initial_variance": 0.5}),
+    ],
+)
+def test_options_that_change_the_tokens_change_the_fingerprint(family: str, fields: dict[str, object]):
+    plain, changed = make_model(family), make_model(family, **fields)
+    changed.load_state_dict(plain.state_dict())
+    assert changed.fingerprint() != plain.fingerprint()
+
+
 def naive_tokens(model: AutoencoderModel, latents: Tensor, log_variance: Tensor | None) -> Tensor:
     """The tokens of latents by the loops, in float64."""
     config, quantizer = model.config, model.quantizer

@@ -80,6 +80,14 @@ def test_a_loss_of_sampled_tokens_is_refused():
         model.encode(torch.zeros(1, 3, 32, 32), return_loss=True, sample=True)
 
 
+@pytest.mark.parametrize("family", ["gradient", "gaussian", "fsq"])
+def test_latents_of_a_wrong_width(family: str):
+    quantizer = make_model(family).quantizer
+    channels = quantizer.num_codebooks * quantizer.codebook.embedding_dim
+    with pytest.raises(ValueError, match=rf"latents must have shape \(B, {channels}, \*grid\), got \(2, 7, 4, 4\)"):
+        quantizer(torch.zeros(2, 7, 4, 4))
+
+
 def test_a_config_that_was_changed_is_checked_again():
     config = hf_vq.VQVAEConfig()
     config.num_codebooks = 0

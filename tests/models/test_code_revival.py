@@ -6,8 +6,18 @@ import torch
 from clusters import CENTRES, D, K, clustered, every_kind, every_number, make, of_codebooks
 from torch import Tensor
 
+from hf_vq.models import codebook_care
 from hf_vq.models.codebook_care import CodebookCare
 from hf_vq.models.vector_quantizers import EMAVectorQuantizer, SoftEMVectorQuantizer, VectorQuantizer
+
+
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch):
+    """Usage is that of the last step, so that one step without a code is its death."""
+    monkeypatch.setattr(codebook_care, "USAGE_DECAY", 0.0)
+
+
+only_the_last_step_counts = pytest.mark.usefixtures("short_memory")
 
 
 def watch_counts(care: CodebookCare, counts: list[int]) -> Tensor:
@@ -18,6 +28,7 @@ def watch_counts(care: CodebookCare, counts: list[int]) -> Tensor:
     return rows[0]
 
 
+@only_the_last_step_counts
 @pytest.mark.parametrize(
     ("revive_below", "counts", "dead"),
     [
@@ -39,6 +50,20 @@ def test_dead_is_a_share_of_uniform_usage(revive_below: float, counts: list[int]
     assert len(codebook[dead].unique(dim=0)) == len(dead), "no two codes revive at one row"
 
 
+@pytest.mark.parametrize("history", [0.0, 50.0], ids=["new", "loaded without care"])
+def test_the_first_steps_kill_nobody(history: float):
+    """Neither of a new codebook nor of a trained one of which no usage is known: one batch misses most codes."""
+    quantizer = make(EMAVectorQuantizer, revive_below=0.5)
+    quantizer.cluster_size.fill_(history)
+    with torch.no_grad():
+        quantizer.codebook.weight[1:] = 1000.0
+    before = of_codebooks(quantizer)
+    for _ in range(20):
+        quantizer(clustered())
+        quantizer.step()
+    assert torch.equal(of_codebooks(quantizer)[:, 1:], before[:, 1:])
+
+
 def test_usage_remembers_more_than_a_step():
     care, codebook = CodebookCare(2, 2, 1, False, 0.2), torch.zeros(2, 2)
     for _ in range(5):
@@ -54,6 +79,7 @@ def test_usage_remembers_more_than_a_step():
     assert moved.tolist() == [1]
 
 
+@only_the_last_step_counts
 @every_kind
 @every_number
 def test_a_revived_code_survives_and_is_used(kind: type[VectorQuantizer], num_codebooks: int):
@@ -79,6 +105,7 @@ def test_a_revived_code_survives_and_is_used(kind: type[VectorQuantizer], num_co
         assert (of_codebooks(quantizer) - revived).abs().max() < 0.5, "it survives, and is not revived again"
 
 
+@only_the_last_step_counts
 @pytest.mark.parametrize("kind", [EMAVectorQuantizer, SoftEMVectorQuantizer])
 def test_a_revived_code_has_the_weight_of_an_average_one(kind: type[EMAVectorQuantizer]):
     quantizer = make(kind, revive_below=0.05)
@@ -87,6 +114,7 @@ def test_a_revived_code_has_the_weight_of_an_average_one(kind: type[EMAVectorQua
     torch.manual_seed(0)
     quantizer(clustered())
     quantizer.step()
+    quantizer.care.revive_below = 0.0
     sizes, placed = quantizer.cluster_size.clone(), of_codebooks(quantizer)[0]
     assert torch.equal(sizes[4:], sizes[4:5].expand(4)) and 0 < sizes[4] < sizes[:4].max()
     # The next latents pull at it, and do not carry it away.
@@ -110,6 +138,7 @@ def test_nothing_is_revived_where_every_code_is_used(kind: type[VectorQuantizer]
         assert torch.equal(of_codebooks(quantizer)[0], CENTRES)
 
 
+@only_the_last_step_counts
 @every_kind
 @every_number
 def test_fewer_rows_than_dead_codes(kind: type[VectorQuantizer], num_codebooks: int):
@@ -125,6 +154,7 @@ def test_fewer_rows_than_dead_codes(kind: type[VectorQuantizer], num_codebooks: 
     assert (moved == (3 if kind is VectorQuantizer else 4)).all()
 
 
+@only_the_last_step_counts
 def test_the_step_counter_seeds_the_choice():
     chosen = []
     for steps in range(6):

@@ -13,7 +13,7 @@ from quantizer_checks import PROPERTIES, make_gaussian, rand, randn
 from torch import Tensor, nn
 
 from hf_vq.models import code_search
-from hf_vq.models.code_search import count_codes, likeliest_code, nearest_code, sample_codes
+from hf_vq.models.code_search import add_codes, likeliest_code, nearest_code, sample_codes
 from hf_vq.models.vector_quantizers import EMAVectorQuantizer, SoftEMVectorQuantizer, VectorQuantizer
 
 # Around the sizes at which a search in blocks changes its ways.
@@ -144,10 +144,10 @@ def test_counts_and_sums_equal_the_loops(samples: int | None):
             for k in drawn:
                 expected_counts[5 * m + k] += 1 / len(drawn)
                 expected_sums[5 * m + k] += rows[m, n] / len(drawn)
-    count_codes(counts, sums, rows, codes)
+    add_codes(counts, sums, rows, codes)
     torch.testing.assert_close(counts, expected_counts)
     torch.testing.assert_close(sums, expected_sums)
-    count_codes(counts, None, rows, codes)
+    add_codes(counts, None, rows, codes)
     torch.testing.assert_close(counts, 2 * expected_counts - 1)
 
 
@@ -162,7 +162,7 @@ SEARCHES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "nearest": nearest_code,
     "likeliest": lambda rows, vectors: likeliest_code(rows, vectors, torch.ones_like(rows)),
     "sample": lambda rows, vectors: sample_codes(rows, vectors, 1.0, torch.rand(*rows.shape[:2], 1)),
-    "count": lambda rows, vectors: count_codes(
+    "count": lambda rows, vectors: add_codes(
         torch.zeros(len(vectors[0])), torch.zeros_like(vectors[0]), rows, torch.zeros(rows.shape[:2], dtype=torch.int64)
     ),
 }
@@ -243,12 +243,12 @@ def test_export_sees_plain_operators(weighted: bool):
 
 @pytest.mark.uninitialised_memory
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["lowest_score_in_chunks", "sample_codes", "count_codes"])
+@pytest.mark.parametrize("name", ["lowest_score_in_chunks", "sample_codes", "add_codes"])
 def test_the_operators_are_what_torch_expects_of_them(name: str):
     rows, vectors = randn(2, 11, 3), randn(2, 5, 3, seed=1)
     arguments = {
         "lowest_score_in_chunks": (rows, vectors, randn(2, 5)),
         "sample_codes": (rows, vectors, 0.7, rand(2, 11, 4)),
-        "count_codes": (torch.zeros(10), torch.zeros(10, 3), rows.float(), torch.randint(0, 5, (2, 11, 1))),
+        "add_codes": (torch.zeros(10), torch.zeros(10, 3), rows.float(), torch.randint(0, 5, (2, 11, 1))),
     }[name]
     torch.library.opcheck(getattr(code_search, name), arguments)

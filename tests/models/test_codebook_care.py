@@ -99,6 +99,22 @@ def test_fewer_rows_than_codes_at_the_start(kind: type[VectorQuantizer], num_cod
 
 
 @every_kind
+def test_a_start_from_few_rows_goes_on_until_all_codes_are_placed(kind: type[VectorQuantizer]):
+    quantizer = make(kind, kmeans=True)
+    placed = []
+    for step in range(4):
+        latents = clustered(count=1, seed=step)[..., :3]
+        quantizer(latents)
+        quantizer.step()
+        placed.append(int(quantizer.care.placed))
+        if step < 2:
+            rows = latents.movedim(1, -1).reshape(-1, D)
+            newest = of_codebooks(quantizer)[0, 3 * step : 3 * (step + 1)]
+            assert torch.cdist(newest, rows).amin(1).max() < 1e-5
+    assert placed == [3, 6, K, K]
+
+
+@every_kind
 def test_a_saved_state_goes_on_alike(kind: type[VectorQuantizer]):
     def steps(quantizer: VectorQuantizer, some: range) -> VectorQuantizer:
         for step in some:

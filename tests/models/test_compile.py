@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, make_images, make_model
 from torch import Tensor, nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_vq import SQVAEConfig
+from hf_vq import QuantizerCallback, SQVAEConfig
 from hf_vq.models.modeling_autoencoder import AutoencoderModel
 from hf_vq.models.quantizers import Quantizer
 
@@ -102,6 +103,23 @@ def test_evaluation_is_one_graph_and_equal_to_eager(family: str):
     torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-6)
     for pixel_values in pictures:
         torch.testing.assert_close(pixel_values, expected.decoded_pixel_values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["ema", "gaussian"])
+def test_counting_codes_for_trainer_breaks_no_graph_and_makes_no_new_one(family: str):
+    model, callback = make(family), QuantizerCallback()
+    control = {"args": TrainingArguments("unused", use_cpu=True), "state": TrainerState(), "control": TrainerControl()}
+    callback.on_train_begin(**control, model=model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for _ in range(2):
+        compiled(make_images(4)).loss.backward()
+        model.eval()
+        with torch.no_grad():
+            tokens = compiled(make_images(5)).image_tokens
+        assert callback._counts.sum() == tokens.numel()
+        callback.on_evaluate(**control, model=model)
+        model.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")

@@ -121,6 +121,10 @@ CONFLICTS = [
     (SQVAEConfig, {"quantizer": "vmf", "dequantization_noise": True}, "vmf.*dequantization_noise.*True"),
     (SQVAEConfig, {"quantizer": "vmf", "codebook_dim": 1}, "vmf.*codebook_dim 1"),
     (VQVAEConfig, {"normalize_codes": True, "codebook_dim": 1}, "normalize_codes.*codebook_dim 1"),
+    (VQVAEConfig, {"quantizer": "fsq", "levels": [1000] * 5}, "codes, and their grid is kept whole"),
+    (VQVAEConfig, {"quantizer": "gradient", "num_samples": 9}, "num_samples.*9.*soft_em"),
+    (VQVAEConfig, {"quantizer": "gradient", "ema_decay": 0.5}, "ema_decay.*0.5.*ema or soft_em"),
+    (VQVAEConfig, {**FSQ, "commitment_weight": 3.0}, "commitment_weight.*3.0.*fsq"),
 ]
 
 
@@ -143,7 +147,7 @@ def test_finite_scalars_need_levels(levels: object):
 def test_sizes_given_beside_levels_must_agree(own: dict[str, int]):
     ((name, value),) = own.items()
     implied = {"codebook_size": 200, "codebook_dim": 3}
-    with pytest.raises(ValueError, match=rf"levels \[8, 5, 5\] make {name} {implied[name]}.*given as {value}"):
+    with pytest.raises(ValueError, match=rf"levels \[8, 5, 5\] make {name} {implied[name]}.*it is {value}: set it to"):
         VQVAEConfig(quantizer="fsq", levels=[8, 5, 5], **own)
     for agreeing in ({}, implied, {name: implied[name]}):
         made = VQVAEConfig(quantizer="fsq", levels=[8, 5, 5], num_codebooks=2, **agreeing)

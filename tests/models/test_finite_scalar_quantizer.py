@@ -92,6 +92,24 @@ def test_there_is_nothing_to_learn_and_no_loss():
     assert torch.equal(quantizer.codebook.weight, before) and quantizer.codebook.weight.grad is None
 
 
+def test_latents_that_are_not_numbers_reach_the_quantized_ones_and_no_index():
+    quantizer, latents = make([8, 5, 5]), torch.full((1, 3, 2), torch.nan)
+    for training in (True, False):
+        output = quantizer.train(training)(latents)
+        assert output.image_tokens.min() >= 0 and output.image_tokens.max() < 200
+    assert quantizer.train()(latents).quantized.isnan().all()
+
+
+def test_codes_of_a_large_grid_are_exact():
+    levels = [32, 32, 32, 32, 15]
+    codes = torch.randint(math.prod(levels), (2000,), generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([math.prod(levels[:place]) for place in range(5)])
+    steps = codes[:, None] // places % torch.tensor(levels) - torch.tensor([level // 2 for level in levels])
+    quantizer = FiniteScalarQuantizer([3])
+    quantizer.levels = tuple(levels)
+    assert torch.equal(quantizer.to_codes(steps.float()[None]), codes[None])
+
+
 def test_at_zero_latents_are_at_zero():
     for levels in EVERY_LEVELS:
         output = make(levels)(torch.zeros(1, len(levels), 1, dtype=torch.float64))

@@ -15,6 +15,7 @@ from quantizer_checks import (
     TEMPERATURE,
     D,
     K,
+    annealing,
     assert_all_close,
     assert_same_as_loops,
     make_directional,
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from hf_vq.models import stochastic_quantizers
 from hf_vq.models.annealing import AnnealedTemperature, DequantizationVariance, InverseConcentration
-from hf_vq.models.stochastic_quantizers import StochasticQuantizer
+from hf_vq.models.stochastic_quantizers import GaussianQuantizer, StochasticQuantizer
 
 every_form = pytest.mark.parametrize("form", ["product", "sum"])
 every_covariance = pytest.mark.parametrize("covariance", COVARIANCES)
@@ -256,6 +257,35 @@ def test_the_variance_never_falls_below_its_floor():
         torch.nn.init.constant_(variance.log_ratio, -2.0)
         assert (variance(head) == 1e-10).all()
     assert DequantizationVariance("sum", 1e-30, 1.0)().item() == 1.0
+
+
+@pytest.mark.parametrize("form", ["product", "sum"])
+def test_no_variance_is_infinite(form: str):
+    variance, head = DequantizationVariance(form, 1.0, 20.0), torch.full((2, 3), 200.0, requires_grad=True)
+    torch.nn.init.constant_(variance.log_ratio, 50.0)
+    variance(head).log().sum().backward()
+    assert variance(head).isfinite().all() and head.grad.isfinite().all() and variance.log_ratio.grad.isfinite()
+
+
+@pytest.mark.parametrize("covariance", ["per_latnet", "diagonal"])
+def test_a_covariance_of_another_class_is_refused(covariance: str):
+    with pytest.raises(ValueError, match=f"global, per_sample, per_latent, got {covariance}"):
+        GaussianQuantizer(K, D, covariance=covariance, **annealing("product", 1.0))
+
+
+@every_covariance
+def test_latents_of_double_precision_meet_codes_of_single(covariance: str):
+    quantizer, latents = make_gaussian(covariance=covariance), make_latents()
+    expected = quantizer.eval()(latents, make_head(covariance, latents))
+    narrow = quantizer.float()
+    for training in (False, True):
+        output = narrow.train(training)(latents, make_head(covariance, latents))
+        assert output.image_tokens.shape == expected.image_tokens.shape and output.loss.isfinite()
+
+
+@every_covariance
+def test_the_log_shows_only_a_variance_that_there_is(covariance: str):
+    assert ("dequantization_variance" in make_gaussian(covariance=covariance).scalars()) == (covariance == "global")
 
 
 @pytest.mark.parametrize("initial", [20.0, 1e-2, 1e-5, 1e-8])

@@ -95,7 +95,7 @@ def test_the_first_and_the_last_step_are_watched(steps):
 
 
 def test_under_a_fixed_decoder_only_encoder_and_variance_learn(tmp_path):
-    self_annealing.make_model(10, seed=0, codebook_size=8).save_pretrained(tmp_path)
+    self_annealing.make_model(10, 0, {**self_annealing.MODEL, "codebook_size": 8}).save_pretrained(tmp_path)
     model = self_annealing.with_fixed_decoder(str(tmp_path), 0.01)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pixels = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -120,7 +120,7 @@ def test_a_rung_is_at_rest_when_neither_round_nor_its_end_moves(ends, last_fifth
 
 
 def test_the_posterior_is_that_of_the_model_in_evaluation():
-    model = self_annealing.make_model(10, seed=0, codebook_size=8).train()
+    model = self_annealing.make_model(10, 0, {**self_annealing.MODEL, "codebook_size": 8}).train()
     numbers = self_annealing.posterior(model, torch.zeros(4, 1, 28, 28))
     assert model.training
     assert 0 <= numbers["posterior_entropy"] <= math.log(8) + 1e-5

@@ -67,7 +67,7 @@ def is_done(path: Path, job: Job) -> bool:
     """
     if not path.exists():
         return False
-    refuse_other_settings(path, json.loads(path.read_text())["settings"], job.settings)
+    refuse_other_settings(path, json.loads(path.read_text()).get("settings", {}), job.settings)
     return True
 
 

@@ -15,6 +15,7 @@ what is missing. `--num_processes` trainings at a time, each on one thread.
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ from kept_jobs import Count, Job, Numbers, run_jobs
 from self_annealing_report import draw, verdict
 from short_runs import evaluate_short, hold_out, load_pixels, planned_steps, to_pixel_values, train_short
 
-CODEBOOK_SIZE = 256
-BATCH_SIZE = 64
-LEARNING_RATE = 4e-3
+MODEL: dict[str, Any] = {
+    "image_size": 28,
+    "num_channels": 1,
+    "codebook_size": 256,
+    "hidden_channels": [32, 64],
+    "residual_channels": 32,
+}
+PLAN = {"batch_size": 64, "learning_rate": 4e-3}
 
-# From the start of the trained one downwards; on held-out data 0.1 does best after half an epoch.
-FIXED_VARIANCES = (1.0, 0.3, 0.1, 0.03, 0.01)
+# From the start of the trained one downwards, and near where it ends.
+FIXED_VARIANCES = (1.0, 0.3, 0.1, 0.07, 0.03, 0.01)
 TRAINED_SEEDS = (0, 1)
 
 # (d): about tenfold above and below the sigma^2 at which (a) ends.
@@ -97,47 +103,42 @@ def posterior(model: SQVAEModel, pixel_values: Tensor) -> dict[str, float]:
     return numbers
 
 
-def make_model(steps: int, seed: int, **fields: Any) -> SQVAEModel:
-    """The model for 28x28 grey pixels at its start."""
+def make_model(steps: int, seed: int, fields: Mapping[str, Any]) -> SQVAEModel:
+    """A model at its start."""
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {
-        "image_size": 28,
-        "num_channels": 1,
-        "codebook_size": CODEBOOK_SIZE,
-        "hidden_channels": [32, 64],
-        "residual_channels": 32,
-        "temperature_decay_steps": max(1, steps),
-    }
-    model: Any = SQVAEModel(SQVAEConfig(**settings | fields))
+    model: Any = SQVAEModel(SQVAEConfig(**fields, temperature_decay_steps=max(1, steps)))
     return model.to(memory_format=torch.channels_last)
 
 
 def train(
-    count: Count, dataset_name: str, limit: int | None, epochs: int, seed: int, folder: str | None, **fields: Any
+    count: Count, data: Mapping[str, Any], model: Mapping[str, Any], plan: Mapping[str, Any], folder: str | None
 ) -> Numbers:
     """One training, what was seen of it, and its numbers on the test split; `folder` keeps the model."""
-    pixels, held_out = data(dataset_name, limit)
-    steps = planned_steps(len(pixels), epochs, BATCH_SIZE)
-    model = make_model(steps, seed, **fields)
+    pixels, held_out = read(**data)
+    steps = planned_steps(len(pixels), plan["epochs"], plan["batch_size"])
+    trained = make_model(steps, plan["seed"], model)
     watch = Watch(held_out[:WATCHED], steps)
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
-    train_short(model, pixels, **options, on_step=watch, count=count)
+    train_short(trained, pixels, **plan, on_step=watch, count=count)
     if folder is not None:
-        model.save_pretrained(folder)
-    metrics = evaluate_short(model, load_pixels(dataset_name, "test")).metrics
-    return {"rows": watch.rows, "initial_variance": model.config.initial_variance, **metrics}
+        trained.save_pretrained(folder)
+    metrics = evaluate_short(trained, load_pixels(data["dataset_name"], "test")).metrics
+    return {"rows": watch.rows, "initial_variance": trained.config.initial_variance, **metrics}
 
 
-def data(dataset_name: str, limit: int | None) -> tuple[Tensor, Tensor]:
+def read(dataset_name: str, limit: int | None) -> tuple[Tensor, Tensor]:
     """Pixels to train on, at most `limit`, and held-out ones."""
     pixels, held_out = hold_out(load_pixels(dataset_name, "train"), HELD_OUT)
     return pixels[:limit], held_out
 
 
-def climb(count: Count, dataset_name: str, limit: int | None, folder: str, observation_variance: float) -> Numbers:
-    """One rung of (d): rounds of training until sigma_phi^2 no longer moves by 5 % over a round."""
-    pixels, held_out = data(dataset_name, limit)
-    model = with_fixed_decoder(folder, observation_variance)
+def climb(count: Count, start: Mapping[str, Any], observation_variance: float) -> Numbers:
+    """One rung of (d): rounds of training until sigma_phi^2 no longer moves by 5 % over a round.
+
+    Args:
+        start: the settings of the training that the rung starts from.
+    """
+    pixels, held_out = read(**start["data"])
+    model = with_fixed_decoder(start["folder"], observation_variance)
     size = min(ROUND_IMAGES, len(pixels))
     ends, last_fifth = [sigma_phi2(model)], math.inf
     while len(ends) <= MAX_ROUNDS and not (len(ends) > MIN_ROUNDS and is_still(ends, last_fifth)):
@@ -146,10 +147,7 @@ def climb(count: Count, dataset_name: str, limit: int | None, folder: str, obser
         train_short(
             model,
             part,
-            epochs=1,
-            batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
-            seed=len(ends),
+            **{**start["plan"], "epochs": 1, "seed": len(ends)},
             on_step=lambda *args, track=track: track.append(sigma_phi2(model)),
             count=count,
         )
@@ -189,21 +187,25 @@ def is_still(round_ends: list[float], last_fifth: float) -> bool:
 
 def trainings(dataset_name: str, limit: int | None, folder: Path, epochs: int) -> dict[str, Job]:
     """The jobs of (a), (b) and (c); the first seed's model is kept, as the start of (d)."""
-    shared: dict[str, Any] = {"dataset_name": dataset_name, "limit": limit, "epochs": epochs}
-    kept = {seed: str(folder / "trained") if seed == TRAINED_SEEDS[0] else None for seed in TRAINED_SEEDS}
-    trained: dict[str, Any] = {f"trained-seed-{seed}": {"seed": seed, "folder": kept[seed]} for seed in kept}
-    still = {"seed": TRAINED_SEEDS[0], "folder": None, "variance_lr_scale": 0.0}
-    fixed = {f"fixed-{value:g}": {**still, "initial_variance": value} for value in FIXED_VARIANCES}
-    images = epochs * len(data(dataset_name, limit)[0])
-    return {name: Job(train, {**shared, **own}, images) for name, own in {**trained, **fixed}.items()}
+    data = {"dataset_name": dataset_name, "limit": limit}
+    images = epochs * len(read(dataset_name, limit)[0])
+
+    def job(seed: int, folder: str | None = None, **fields: Any) -> Job:
+        plan = {**PLAN, "epochs": epochs, "seed": seed}
+        return Job(train, {"data": data, "model": {**MODEL, **fields}, "plan": plan, "folder": folder}, images)
+
+    first, *others = TRAINED_SEEDS
+    jobs = {f"trained-seed-{first}": job(first, str(folder / "trained"))}
+    jobs |= {f"trained-seed-{seed}": job(seed) for seed in others}
+    still = {f"fixed-{value:g}": job(first, variance_lr_scale=0.0, initial_variance=value) for value in FIXED_VARIANCES}
+    return {**jobs, **still}
 
 
-def rungs(dataset_name: str, limit: int | None, folder: Path) -> dict[str, Job]:
-    """The jobs of (d)."""
-    shared = {"dataset_name": dataset_name, "limit": limit, "folder": str(folder / "trained")}
-    images = MIN_ROUNDS * min(ROUND_IMAGES, limit or ROUND_IMAGES)
+def rungs(start: Mapping[str, Any]) -> dict[str, Job]:
+    """The jobs of (d), from the training with these settings."""
+    images = MIN_ROUNDS * min(ROUND_IMAGES, start["data"]["limit"] or ROUND_IMAGES)
     return {
-        f"rung-{value:g}": Job(climb, {**shared, "observation_variance": value}, images)
+        f"rung-{value:g}": Job(climb, {"start": start, "observation_variance": value}, images)
         for value in OBSERVATION_VARIANCES
     }
 
@@ -216,11 +218,13 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("output/self_annealing"))
     parser.add_argument("--num_processes", type=int, default=1, help="trainings at a time, each on one thread; 0: here")
     options = parser.parse_args()
-    which = (options.dataset_name, options.limit, options.output_dir)
-    results = run_jobs(options.output_dir, trainings(*which, options.epochs), options.num_processes)
-    results |= run_jobs(options.output_dir, rungs(*which), options.num_processes)
-    text = verdict(results, CODEBOOK_SIZE)
-    draw(options.output_dir / "figure.png", results, CODEBOOK_SIZE)
+    jobs = trainings(options.dataset_name, options.limit, options.output_dir, options.epochs)
+    results = run_jobs(options.output_dir, jobs, options.num_processes)
+    start = jobs[f"trained-seed-{TRAINED_SEEDS[0]}"].settings
+    results |= run_jobs(options.output_dir, rungs(start), options.num_processes)
+    codes = MODEL["codebook_size"]
+    text = verdict(results, codes)
+    draw(options.output_dir / "figure.png", results, codes)
     (options.output_dir / "verdict.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{options.output_dir / 'figure.png'}")
 

@@ -15,6 +15,7 @@ goes on with what is missing. `--num_processes` trainings at a time, each on one
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,8 @@ NET: dict[str, Any] = {
     "activation": "relu",
 }
 IMAGES = 25_600
-BATCH_SIZE = 32
 # Codes that learn by gradients move so far a step and component: at 1e-3 they would not reach the latents in time.
-LEARNING_RATE = 4e-3
+PLAN = {"epochs": 1, "batch_size": 32, "learning_rate": 4e-3}
 SEEDS = (0, 1)
 HELD_OUT, WATCHED, POINTS = 5000, 256, 40
 
@@ -96,17 +96,22 @@ def latents_and_codes(model: VQVAEModel, pixel_values: Tensor) -> dict[str, floa
     }
 
 
-def train(count: Count, dataset_name: str, limit: int, seed: int, stop_gradient: bool = True, **fields: Any) -> Numbers:
+def train(
+    count: Count,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    stop_gradient: bool = True,
+) -> Numbers:
     """One training, what was seen of it, and its numbers on the test split."""
-    pixels, held_out = hold_out(load_pixels(dataset_name, "train"), HELD_OUT)
-    config = VQVAEConfig(**NET | {"data_variance": data_variance(pixels)} | fields)
-    torch.manual_seed(seed)
-    model = (VQVAEModel if stop_gradient else WithoutStopGradientModel)(config)
-    pixels = pixels[:limit]
-    watch = Watch(held_out[:WATCHED], planned_steps(len(pixels), 1, BATCH_SIZE))
-    options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": seed}
-    train_short(model, pixels, **options, on_step=watch, count=count)
-    return {"rows": watch.rows, **evaluate_short(model, load_pixels(dataset_name, "test")).metrics}
+    pixels, held_out = hold_out(load_pixels(data["dataset_name"], "train"), HELD_OUT)
+    config = VQVAEConfig(data_variance=data_variance(pixels), **model)
+    torch.manual_seed(plan["seed"])
+    trained = (VQVAEModel if stop_gradient else WithoutStopGradientModel)(config)
+    pixels = pixels[: data["limit"]]
+    watch = Watch(held_out[:WATCHED], planned_steps(len(pixels), plan["epochs"], plan["batch_size"]))
+    train_short(trained, pixels, **plan, on_step=watch, count=count)
+    return {"rows": watch.rows, **evaluate_short(trained, load_pixels(data["dataset_name"], "test")).metrics}
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -128,12 +133,15 @@ def variants() -> dict[str, dict[str, Any]]:
 
 def trainings(dataset_name: str, limit: int) -> dict[str, Job]:
     """Every variant with every seed."""
-    data = {"dataset_name": dataset_name, "limit": limit}
-    return {
-        f"{name}-seed-{seed}": Job(train, {**data, "seed": seed, **fields}, limit)
-        for seed in SEEDS
-        for name, fields in variants().items()
-    }
+    jobs = {}
+    for seed in SEEDS:
+        for name, fields in variants().items():
+            own = dict(fields)
+            stopped = {"stop_gradient": own.pop("stop_gradient")} if "stop_gradient" in own else {}
+            data, plan = {"dataset_name": dataset_name, "limit": limit}, {**PLAN, "seed": seed}
+            settings = {"data": data, "model": {**NET, **own}, "plan": plan, **stopped}
+            jobs[f"{name}-seed-{seed}"] = Job(train, settings, limit)
+    return jobs
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 # As in the authors' code; a narrower Gaussian has scores that float32 cannot tell from infinity.
 LEAST_VARIANCE = 1e-10
+# exp of more would have no finite gradient.
+MOST_LOG = 25.0
 
 
 class DequantizationVariance(nn.Module):
@@ -28,12 +30,12 @@ class DequantizationVariance(nn.Module):
 
     def shared(self) -> Tensor:
         """exp(s), ()."""
-        return self.initial * (self.lr_scale * self.log_ratio).exp()
+        return self.initial * (self.lr_scale * self.log_ratio).clamp(max=MOST_LOG).exp()
 
     def forward(self, head: Tensor | None = None) -> Tensor:
         """The variance, in the shape of the head; () without one."""
         shared = self.shared()
-        own = torch.ones_like(shared) if head is None else head.exp()
+        own = torch.ones_like(shared) if head is None else head.clamp(max=MOST_LOG).exp()
         return (own + shared if self.form == "sum" else own * shared).clamp(min=LEAST_VARIANCE)
 
 

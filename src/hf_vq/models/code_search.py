@@ -135,8 +135,8 @@ def _(rows: Tensor, vectors: Tensor, scale: float, uniforms: Tensor) -> Tensor:
     return uniforms.new_empty(uniforms.shape, dtype=torch.int64)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::count_codes", mutates_args=("counts", "sums"))
-def count_codes(counts: Tensor, sums: Tensor | None, rows: Tensor, codes: Tensor) -> None:
+@torch.library.custom_op(f"{NAMESPACE}::add_codes", mutates_args=("counts", "sums"))
+def add_codes(counts: Tensor, sums: Tensor | None, rows: Tensor, codes: Tensor) -> None:
     """Adds rows (M, N, D) to counts (M * K,) and sums (M * K, D) of their codes (M, N), or of S codes each, by 1 / S.
 
     Not when gradient checkpointing repeats the forward from inside the backward pass: each row counts once.
@@ -155,4 +155,14 @@ def count_codes(counts: Tensor, sums: Tensor | None, rows: Tensor, codes: Tensor
             sums.index_add_(0, drawn, rows, alpha=1 / samples)
 
 
-__all__ = ["count_codes", "inverse_cdf", "likeliest_code", "nearest_code", "sample_codes"]
+__all__ = [
+    "NAMESPACE",
+    "add_codes",
+    "block_length",
+    "chunks",
+    "first_lowest",
+    "inverse_cdf",
+    "likeliest_code",
+    "nearest_code",
+    "sample_codes",
+]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .code_search import count_codes, nearest_code
+from .code_search import add_codes, nearest_code
 from .quantizers import world_gather, world_sum
 
 KEPT_ROWS_PER_CODE = 16
@@ -14,10 +14,11 @@ USAGE_DECAY = 0.99
 class CodebookCare(nn.Module):
     """Puts codes where latents are: all of them in the first step (k-means), dead ones in any.
 
-    A code is dead when its usage, a moving average of how often it is chosen, is under `revive_below` times the mean
-    of its codebook; it then takes the place of a latent of the last micro-batch. All of it happens in `step`, on the
-    latents of all processes, drawn by a generator that is seeded with the number of the step: every process does the
-    same, and a resumed run does what the uninterrupted one did. An optimizer's moments of a moved code stay.
+    Where the last micro-batch has fewer latents than there are codes, the start takes as many steps as it needs. A code
+    is dead when its usage, a moving average of how often it is chosen, is under `revive_below` times the mean of its
+    codebook; it then takes the place of a latent of the last micro-batch. All of it happens in `step`, on the latents
+    of all processes, drawn by a generator that is seeded with the number of the step: every process does the same, and
+    a resumed run does what the uninterrupted one did. An optimizer's moments of a moved code stay.
 
     Args:
         codebook_size, codebook_dim, num_codebooks: K, D, M of the codebooks.
@@ -25,13 +26,15 @@ class CodebookCare(nn.Module):
         revive_below: share of uniform usage; 0 revives nothing.
 
     Buffers:
-        usage (M * K,), steps (): the moving average, and the steps taken.
+        usage (M * K,): the moving average, which begins as if all codes had been used alike.
+        steps (), placed (): the steps taken, and how many codes of each codebook the start has placed.
         pending_counts (M * K,), kept_rows (M, 16 * K, D), kept_count (): of the forwards since the last step; not
             saved.
     """
 
     usage: Tensor
     steps: Tensor
+    placed: Tensor
     pending_counts: Tensor
     kept_rows: Tensor
     kept_count: Tensor
@@ -54,6 +57,7 @@ class CodebookCare(nn.Module):
         # Counters are floats: what casts a module that is kept in float32 does not ask for integers.
         self.register_buffer("usage", torch.zeros(codes, dtype=torch.float32))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("placed", torch.zeros((), dtype=torch.float32))
         self.register_buffer("pending_counts", torch.zeros(codes, dtype=torch.float32), persistent=False)
         rows = torch.zeros(num_codebooks, kept, codebook_dim, dtype=torch.float32)
         self.register_buffer("kept_rows", rows, persistent=False)
@@ -61,7 +65,7 @@ class CodebookCare(nn.Module):
 
     def watch(self, rows: Tensor, codes: Tensor) -> None:
         """Counts codes (M, N), or (M, N, S) drawn ones, and keeps evenly strided rows (M, N, D): none is moved yet."""
-        count_codes(self.pending_counts, None, rows, codes)
+        add_codes(self.pending_counts, None, rows, codes)
         found = rows.shape[1]
         kept = min(found, self.kept_rows.shape[1])
         strided = torch.arange(kept, device=rows.device) * found // kept
@@ -74,11 +78,17 @@ class CodebookCare(nn.Module):
         counts = world_sum(self.pending_counts)
         if not counts.any():  # no forward, no latents to start from
             return torch.empty(0, dtype=torch.int64, device=codebook.device)
-        self.usage.lerp_(counts, 1 - USAGE_DECAY)
         usage = self.usage.view(-1, self.codebook_size)
-        is_start = self.kmeans and not self.steps.item()
-        needy = torch.ones_like(usage) if is_start else usage < self.revive_below * usage.mean(dim=1, keepdim=True)
-        moved = self._place(codebook, needy.bool(), is_start) if needy.any() else codebook.new_empty(0).long()
+        if not usage.any():
+            usage += counts.view_as(usage).mean(dim=1, keepdim=True)
+        self.usage.lerp_(counts, 1 - USAGE_DECAY)
+        is_start = self.kmeans and bool(self.placed < self.codebook_size)
+        if is_start:
+            needy = (torch.arange(self.codebook_size, device=usage.device) >= self.placed).expand_as(usage)
+        else:
+            needy = usage < self.revive_below * usage.mean(dim=1, keepdim=True)
+        moved = self._place(codebook, needy, is_start) if needy.any() else codebook.new_empty(0).long()
+        self.placed += len(moved) // len(usage) if is_start else 0
         usage.flatten()[moved] = usage.mean(dim=1).repeat_interleave(self.codebook_size)[moved]
         self.pending_counts.zero_()
         self.kept_count.zero_()
@@ -106,7 +116,7 @@ def lloyd(rows: Tensor, centres: Tensor) -> Tensor:
     """Centres (K, D) after Lloyd's iterations on rows (R, D); a centre without rows stays."""
     for _ in range(KMEANS_ITERATIONS):
         counts, sums = centres.new_zeros(len(centres)), torch.zeros_like(centres)
-        count_codes(counts, sums, rows[None], nearest_code(rows[None], centres[None]))
+        add_codes(counts, sums, rows[None], nearest_code(rows[None], centres[None]))
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
     return centres
 

@@ -13,6 +13,9 @@ from .configuration_autoencoder import (
     require_positive,
 )
 
+# Codes of an FSQ grid: of more, the sum of their numbers' places would not be exact, nor the grid small.
+LARGEST_GRID = 2**24
+
 
 @strict
 class VQVAEConfig(AutoencoderConfig):
@@ -67,7 +70,8 @@ class VQVAEConfig(AutoencoderConfig):
             given = getattr(self, name)
             if not isinstance(given, Default) and given != implied:
                 raise ValueError(
-                    f"levels {list(self.levels)} make {name} {implied}, but it is given as {given}: drop one of the two"
+                    f"levels {list(self.levels)} make {name} {implied}, and it is {given}: set it to {implied}, or "
+                    "leave it out of a new config"
                 )
             setattr(self, name, implied)
 
@@ -88,10 +92,18 @@ class VQVAEConfig(AutoencoderConfig):
             self._require("levels", "quantizer", ("fsq",))
             if not all(3 <= level <= 1000 for level in self.levels):
                 raise ValueError(f"levels must each be at least 3, better 5, and at most 1000, got {list(self.levels)}")
+            if math.prod(self.levels) > LARGEST_GRID:
+                raise ValueError(
+                    f"levels {list(self.levels)} make {math.prod(self.levels):,} codes, and their grid is kept whole: "
+                    f"choose at most {LARGEST_GRID:,}"
+                )
         learned = ("gradient", "ema", "soft_em")
         for name in ("codebook_init", "revive_below", "gradient_estimator", "normalize_codes"):
             self._require(name, "quantizer", learned)
         self._require("codebook_transform", "quantizer", ("gradient",))
+        self._require("commitment_weight", "quantizer", learned)
+        self._require("ema_decay", "quantizer", ("ema", "soft_em"))
+        self._require("num_samples", "quantizer", ("soft_em",))
         for name in ("codebook_init", "revive_below"):
             self._require(name, "codebook_transform", ("none",))
         if self.normalize_codes:

@@ -52,8 +52,10 @@ class FiniteScalarQuantizer(Quantizer):
 
     def to_codes(self, steps: Tensor) -> Tensor:
         """Rounded components (M, N, D) as codes (M, N)."""
-        digits = steps + self.half_widths(steps)
-        return (digits.detach() * self.place_values(steps)).sum(dim=-1).round().long()
+        digits = steps.detach() + self.half_widths(steps)
+        # A latent that is NaN must reach the loss, which tells of it, and not an index.
+        digits = digits.nan_to_num(0.0).long()
+        return (digits * self.place_values(digits)).sum(dim=-1)
 
     def half_widths(self, like: Tensor) -> Tensor:
         """floor(L / 2) of each component, (D,)."""

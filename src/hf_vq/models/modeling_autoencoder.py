@@ -245,7 +245,9 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
         A new decoder, bfloat16 or float64, and every count, counter or temperature leave it unchanged.
         """
-        return token_fingerprint(self.encoder, self.quantizer)
+        activation, usual = self.config.activation, type(self.config).activation
+        of_body = {} if activation == usual else {"activation": activation}
+        return token_fingerprint(self.encoder, self.quantizer, of_body | self.quantizer.token_options())
 
     @property
     def _body_dtype(self) -> torch.dtype:

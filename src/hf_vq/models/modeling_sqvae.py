@@ -1,5 +1,7 @@
 """SQ-VAE (Takida et al. 2022, arXiv 2205.07547)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,14 +47,14 @@ class SQVAEModel(AutoencoderModel):
         )
         if config.quantizer == "vmf":
             return VonMisesFisherQuantizer(*shape, variance=InverseConcentration(*variance), temperature=temperature)
-        gaussian = DiagonalGaussianQuantizer if config.covariance == "diagonal" else GaussianQuantizer
-        return gaussian(
-            *shape,
-            covariance=config.covariance,
-            dequantization_noise=config.dequantization_noise,
-            variance=DequantizationVariance(*variance),
-            temperature=temperature,
-        )
+        shared: dict[str, Any] = {
+            "dequantization_noise": config.dequantization_noise,
+            "variance": DequantizationVariance(*variance),
+            "temperature": temperature,
+        }
+        if config.covariance == "diagonal":
+            return DiagonalGaussianQuantizer(*shape, **shared)
+        return GaussianQuantizer(*shape, covariance=config.covariance, **shared)
 
     def reconstruction_loss(self, error: Tensor, elements: int) -> Tensor:
         """-log p(image | tokens) in nats per image, less its constants."""

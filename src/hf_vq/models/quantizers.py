@@ -5,7 +5,7 @@
     finite_scalar_quantizer.py   rounding; nothing to learn (FSQ)
 
 Letters: B images, *grid the latent grid, N = B * prod(grid) positions, M codebooks of K codes each, dimension D.
-All mathematics works on rows (M, N, D) and vectors (M, K, D), in float32 or wider, whatever the precision around it.
+All mathematics works on rows (M, N, D) and vectors (M, K, D), in float32 or wider, whatever autocast is around it.
 """
 
 from collections.abc import Callable
@@ -155,7 +155,8 @@ class Quantizer(nn.Module):
     def lookup(self, image_tokens: Tensor) -> Tensor:
         """Codebook vectors (B, M * D, *grid) at image_tokens, (B, *grid) or with M > 1 (B, *grid, M)."""
         codes = image_tokens if self.num_codebooks > 1 else image_tokens.unsqueeze(-1)
-        return pick(self.vectors(), codes.movedim(-1, 0)).movedim(0, -2).flatten(-2).movedim(-1, 1)
+        with without_autocast(self.codebook.weight):
+            return pick(self.vectors(), codes.movedim(-1, 0)).movedim(0, -2).flatten(-2).movedim(-1, 1)
 
     def vectors(self) -> Tensor:
         """The vectors (M, K, D) that search and decoding use."""
@@ -177,12 +178,19 @@ class Quantizer(nn.Module):
         """What there is to know of the posterior over codes, by name; each (), a mean over the batch."""
         return {}
 
+    def token_options(self) -> dict[str, object]:
+        """What decides on tokens and is no parameter, where it differs from the usual; see `token_fingerprint`."""
+        return {"normalize_codes": True} if self.normalize_codes else {}
+
     def initial_state(self) -> dict[str, Tensor]:
         """Values at the start of training, by name of parameter or buffer; what is not named starts at zero."""
         return {"codebook.weight": torch.randn_like(self.codebook.weight)}
 
     def rows(self, latents: Tensor) -> Tensor:
         """Latents (B, M * D, *grid) as the rows (M, N, D) that meet the vectors."""
+        channels = self.num_codebooks * self.codebook.embedding_dim
+        if latents.shape[1] != channels:
+            raise ValueError(f"latents must have shape (B, {channels}, *grid), got {tuple(latents.shape)}")
         rows = to_rows(latents, self.num_codebooks)
         return F.normalize(rows, dim=-1) if self.normalize_codes else rows
 

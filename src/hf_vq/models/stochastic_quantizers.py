@@ -9,13 +9,14 @@ sigma^2 falls, so does the quantizer's sigma_phi^2, and the posterior becomes de
 Letters as in quantizers.py: M codebooks, N positions, K codes of dimension D.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .annealing import AnnealedTemperature, DequantizationVariance
-from .code_search import inverse_cdf, likeliest_code
+from .code_search import chunks, inverse_cdf, likeliest_code
 from .quantizer_noise import gaussian_noise, gumbel_noise, uniform_noise
 from .quantizers import Quantizer, RowOutput, pick, to_rows, without_autocast
 from .relaxed_codes import relaxed_codes
@@ -56,10 +57,17 @@ class StochasticQuantizer(Quantizer):
         """
         raise NotImplementedError
 
-    def log_posterior(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:
-        """log P(z_q = b_k | Z) (M, N, K)."""
-        left, right = self.factors(rows, vectors, variance)
-        return (left @ right.mT).log_softmax(dim=-1)
+    def over_posterior(self, rows: Tensor, variance: Tensor, look: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """What `look` makes of log P(z_q = b_k | Z), (M, n, K), of a chunk of rows after the other, put together again.
+
+        Args:
+            rows: (M, N, D).
+            look: gets the logarithms and which rows they belong to, and returns (M, n, ...).
+        """
+        left, right = self.factors(rows, self.vectors().to(rows.dtype), variance)
+        whole = torch.compiler.is_compiling()
+        parts = [slice(None)] if whole else chunks(rows.shape[1], self.codebook_size, rows.device)
+        return torch.cat([look((left[:, part] @ right.mT).log_softmax(dim=-1), part) for part in parts], dim=1)
 
     def regulariser(self, rows: Tensor, quantized: Tensor, variance: Tensor) -> Tensor:
         """What Z costs given z_q, (M, N), for rows and quantized (M, N, D)."""
@@ -75,12 +83,12 @@ class StochasticQuantizer(Quantizer):
 
     def quantize_rows(self, rows: Tensor, variance: Tensor) -> RowOutput:  # type: ignore[override]  # never None here
         if not self.training:
-            codes, vectors = self.search_rows(rows, variance), self.vectors()
-            quantized = pick(vectors, codes)
-            log_posterior = self.log_posterior(rows, vectors, variance)
-            return RowOutput(quantized, codes, self.regulariser(rows, quantized, variance) - entropy(log_posterior))
+            codes = self.search_rows(rows, variance)
+            quantized = pick(self.vectors(), codes)
+            entropies = self.over_posterior(rows, variance, lambda log_posterior, _: entropy(log_posterior))
+            return RowOutput(quantized, codes, self.regulariser(rows, quantized, variance) - entropies)
         noisy, constant = self.dequantize(rows, variance)
-        vectors = self.vectors()
+        vectors = self.vectors().to(rows.dtype)
         noise = gumbel_noise(rows.new_empty(()).expand(*rows.shape[:2], self.codebook_size))
         drawn = relaxed_codes(*self.factors(noisy, vectors, variance), vectors, noise, self.temperature())
         codes = drawn.codes if noisy is rows else self.search_rows(rows, variance)
@@ -96,24 +104,28 @@ class StochasticQuantizer(Quantizer):
         """image_tokens drawn from the posterior P(z_q | latents)."""
         with without_autocast(latents):
             rows = self.rows(latents)
-            log_posterior = self.log_posterior(rows, self.vectors(), self.row_variance(log_variance))
-            drawn = inverse_cdf(log_posterior, uniform_noise(rows, 1, generator)).squeeze(-1)
-        return self.to_tokens(drawn, latents)
+            noise = uniform_noise(rows, 1, generator)
+            drawn = self.over_posterior(
+                rows,
+                self.row_variance(log_variance),
+                lambda log_posterior, part: inverse_cdf(log_posterior, noise[:, part]),
+            )
+        return self.to_tokens(drawn.squeeze(-1), latents)
 
     def statistics(self, latents: Tensor, log_variance: Tensor | None = None) -> dict[str, Tensor]:
         """posterior_entropy (nats per token), argmax_probability (the expected share of draws that equal the
         deterministic token) and dequantization_variance, means over the batch."""
         with without_autocast(latents):
-            rows, variance = self.rows(latents), self.row_variance(log_variance)
-            log_posterior = self.log_posterior(rows, self.vectors(), variance)
+            variance = self.row_variance(log_variance)
+            entropies, highest = self.over_posterior(self.rows(latents), variance, entropy_and_highest).unbind(-1)
             return {
-                "posterior_entropy": entropy(log_posterior).mean(),
-                "argmax_probability": log_posterior.amax(dim=-1).exp().mean(),
+                "posterior_entropy": entropies.mean(),
+                "argmax_probability": highest.mean(),
                 "dequantization_variance": variance.mean(),
             }
 
     def scalars(self) -> dict[str, Tensor]:
-        """dequantization_variance, as far as it does not depend on the image, and temperature."""
+        """dequantization_variance, unless it depends on the image, and temperature."""
         return {"dequantization_variance": self.variance(), "temperature": self.temperature()}
 
     def step(self) -> None:
@@ -132,6 +144,8 @@ class GaussianQuantizer(StochasticQuantizer):
             and regulariser then use the noisy Z, the latter less its constant D / 2 per code.
     """
 
+    covariances: tuple[str, ...] = ("global", "per_sample", "per_latent")
+
     def __init__(
         self,
         codebook_size: int,
@@ -143,8 +157,15 @@ class GaussianQuantizer(StochasticQuantizer):
         **shared: Any,
     ) -> None:
         super().__init__(codebook_size, codebook_dim, num_codebooks, **shared)
+        if covariance not in self.covariances:
+            raise ValueError(f"covariance must be one of {', '.join(self.covariances)}, got {covariance}")
         self.covariance = covariance
         self.dequantization_noise = dequantization_noise
+
+    def scalars(self) -> dict[str, Tensor]:
+        scalars = super().scalars()
+        # Of a variance for each image or position there are only the `statistics` of images.
+        return scalars if self.covariance == "global" else {"temperature": scalars["temperature"]}
 
     def row_variance(self, log_variance: Tensor | None) -> Tensor:
         if self.covariance == "global":
@@ -182,6 +203,15 @@ class DiagonalGaussianQuantizer(GaussianQuantizer):
     never an (N, D, K) tensor. The deterministic code is their argmax, not the nearest one.
     """
 
+    covariances = ("diagonal",)
+
+    def __init__(self, codebook_size: int, codebook_dim: int, num_codebooks: int = 1, **shared: Any) -> None:
+        super().__init__(codebook_size, codebook_dim, num_codebooks, covariance="diagonal", **shared)
+
+    def token_options(self) -> dict[str, object]:
+        """The deterministic code depends on the variance, and that on how it is put together."""
+        return {name: getattr(self.variance, name) for name in ("form", "initial", "lr_scale")}
+
     def pool(self, log_variance: Tensor) -> Tensor:
         return to_rows(log_variance, self.num_codebooks)
 
@@ -217,6 +247,11 @@ class VonMisesFisherQuantizer(StochasticQuantizer):
 def entropy(log_posterior: Tensor) -> Tensor:
     """-sum_k p_k log p_k (M, N) of log p (M, N, K)."""
     return -(log_posterior.exp() * log_posterior).sum(dim=-1)
+
+
+def entropy_and_highest(log_posterior: Tensor, part: slice) -> Tensor:
+    """The entropy and the probability of the likeliest code, (M, N, 2), of log p (M, N, K)."""
+    return torch.stack([entropy(log_posterior), log_posterior.amax(dim=-1).exp()], dim=-1)
 
 
 __all__ = [

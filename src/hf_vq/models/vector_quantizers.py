@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .code_search import count_codes, sample_codes
+from .code_search import add_codes, sample_codes
 from .codebook_care import CodebookCare
 from .quantizer_noise import uniform_noise
 from .quantizers import Quantizer, RowOutput, pick, squared_distance, world_sum
+
+LARGEST_STRETCH = 10.0
 
 
 def straight_through(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -32,11 +34,13 @@ def rotation(rows: Tensor, vectors: Tensor) -> Tensor:
 
     q = |q| / |e| * R e, with R = I - 2 w w^T + 2 q^ e^^T and w = (e^ + q^) / |e^ + q^|, where R and |q| / |e| are
     constants. A row e at zero, or opposite to its vector q, has no such rotation: its gradient passes a reflection.
+    The stretch of a gradient stops at `LARGEST_STRETCH`: a row near zero would have one without bound.
     """
     row, target = F.normalize(rows.detach(), dim=-1), F.normalize(vectors.detach(), dim=-1)
     between = F.normalize(row + target, dim=-1)
     along_between, along_row = ((rows * axis).sum(dim=-1, keepdim=True) for axis in (between, row))
-    stretch = vectors.detach().norm(dim=-1, keepdim=True) / rows.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    lengths = (tensor.detach().norm(dim=-1, keepdim=True) for tensor in (vectors, rows))
+    stretch = torch.div(*lengths).nan_to_num(1.0).clamp(max=LARGEST_STRETCH)
     turned = stretch * (rows - 2 * along_between * between + 2 * along_row * target)
     # Rounding, and rows that cannot be rotated, must not reach the decoder.
     return turned + (vectors - turned).detach()
@@ -110,6 +114,9 @@ class VectorQuantizer(Quantizer):
 
     def initial_state(self) -> dict[str, Tensor]:
         """Codes U(-1/K, 1/K): among codes nearer to zero than the latents, the direction of a latent decides."""
+        if self.normalize_codes:
+            # The shorter a code, the further a step of an optimizer turns it.
+            return {"codebook.weight": F.normalize(torch.randn_like(self.codebook.weight), dim=-1)}
         bound = 1 / self.codebook_size
         return {"codebook.weight": torch.empty_like(self.codebook.weight).uniform_(-bound, bound)}
 
@@ -154,7 +161,7 @@ class EMAVectorQuantizer(VectorQuantizer):
 
     def watch(self, rows: Tensor, codes: Tensor) -> None:
         super().watch(rows, codes)
-        count_codes(self.pending_counts, self.pending_sums, rows, codes)
+        add_codes(self.pending_counts, self.pending_sums, rows, codes)
 
     @torch.no_grad()
     def step(self) -> None:
