@@ -131,7 +131,7 @@ def test_trainer_moves_every_quantizer_once_a_step(name: str, digits: list[dict[
 def check_steps(model: Any, before: dict[str, torch.Tensor]) -> None:
     """What counts steps has counted those of the optimizer, and what should have moved has."""
     quantizer = model.quantizer
-    assert model.observation_variance != before["observation_variance"] and not model.pending_error.any()
+    assert (model.observation_variance != before["observation_variance"]).all() and not model.pending_error.any()
     if hasattr(quantizer, "temperature"):
         assert quantizer.temperature.steps == STEPS and quantizer.temperature.decay_steps == STEPS
         assert model.config.variance_update in ("lagged", "learned")

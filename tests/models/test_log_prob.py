@@ -33,7 +33,7 @@ def test_log_prob_equals_the_error_function(variance: float):
     values = ((nearby + 1) * 127.5).round().long()
     model.observation_variance.fill_(variance)
     actual = model.log_prob(values.float() / 127.5 - 1, tokens)
-    scale = math.sqrt(model.observation_variance.item())
+    scale = math.sqrt(model.observation_variance.mean().item())
     assert actual.shape == (3,) and actual.dtype == torch.float64
     for i in range(3):
         pairs = zip(values[i].flatten().tolist(), means[i].flatten().tolist(), strict=True)
@@ -61,7 +61,7 @@ def model_element(model: AutoencoderModel, images: Tensor, tokens: Tensor) -> Te
     """log P of element (1, 3, 5) of the only image."""
     mean = model.decode(tokens).pixel_values[0, 1, 3, 5].item()
     value = round((images[0, 1, 3, 5].item() + 1) * 127.5)
-    probability = bin_probability(value, mean, math.sqrt(model.observation_variance.item()))
+    probability = bin_probability(value, mean, math.sqrt(model.observation_variance.mean().item()))
     return torch.tensor(math.log(probability), dtype=torch.float64)
 
 

@@ -35,9 +35,11 @@ class AutoencoderDecoderOutput(ModelOutput):
 
     Args:
         pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`): the reconstruction, in the range of pixel_values.
+        mixture_parameters (`torch.FloatTensor` of shape `(B, P, H, W)`): of a `logistic_mixture`.
     """
 
     pixel_values: Tensor | None = None
+    mixture_parameters: Tensor | None = None
 
 
 @dataclass

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .logistic_mixture import num_parameters
+
 
 class Default(int):
     """A default that can be told from the same number given by hand."""
@@ -23,7 +25,9 @@ class AutoencoderConfig(PreTrainedConfig):
         codebook_dim: dimension D of a code.
         num_codebooks: number of codebooks M; each quantizes D of the M * D latent channels, so that a position has M
             tokens.
-        observation: distribution of an image given its tokens.
+        observation: distribution of an image given its tokens: `gaussian`, around the reconstruction and with one
+            variance for each channel; or `logistic_mixture`, whose channels depend on each other (PixelCNN++).
+        num_mixtures: components of the logistic mixture.
         hidden_channels: width after each stride-2 convolution; their number fixes the downsampling factor.
         num_residual_blocks: residual blocks in the encoder, and again in the decoder, all at the latent grid.
         residual_channels: width between the two convolutions of a residual block.
@@ -41,7 +45,8 @@ class AutoencoderConfig(PreTrainedConfig):
     codebook_size: int = Default(512)
     codebook_dim: int = Default(4)
     num_codebooks: int = 1
-    observation: Literal["gaussian"] = "gaussian"
+    observation: Literal["gaussian", "logistic_mixture"] = "gaussian"
+    num_mixtures: int = 10
     hidden_channels: list[int] | tuple[int, ...] = (64, 128)
     num_residual_blocks: int = 2
     residual_channels: int = 64
@@ -67,6 +72,13 @@ class AutoencoderConfig(PreTrainedConfig):
         return self.num_codebooks * self.codebook_dim
 
     @property
+    def decoder_channels(self) -> int:
+        """Numbers that the decoder gives for each pixel."""
+        if self.observation == "logistic_mixture":
+            return num_parameters(self.num_channels, self.num_mixtures)
+        return self.num_channels
+
+    @property
     def has_variance_head(self) -> bool:
         """Whether the encoder predicts a variance beside the latents."""
         return False
@@ -86,6 +98,7 @@ class AutoencoderConfig(PreTrainedConfig):
             "num_codebooks",
             "num_residual_blocks",
             "residual_channels",
+            "num_mixtures",
         )
         for name in sizes:
             require_positive(self, name)
@@ -104,6 +117,8 @@ class AutoencoderConfig(PreTrainedConfig):
                 f"image_size {self.image_size} is not divisible by the downsampling factor "
                 f"{self.downsampling_factor} of hidden_channels {widths}"
             )
+        if self.observation != "gaussian" and self.output_activation != "none":
+            raise ValueError(f"output_activation {self.output_activation} bounds pixels, and not those of a mixture")
         if not self.latent_projection and widths[-1] != self.latent_channels:
             raise ValueError(
                 f"without latent_projection the last of hidden_channels ({widths[-1]}) is the width of the latents, "

@@ -104,11 +104,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """quantized (B, M * D, h, w) to the reconstruction (B, C, H, W): residual blocks, transposed convolutions."""
+    """quantized (B, M * D, h, w) to pixels: residual blocks, transposed convolutions.
+
+    To the reconstruction (B, C, H, W), or to `decoder_channels` parameters of each pixel's distribution.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = [*reversed(config.hidden_channels), config.num_channels]
+        widths = [*reversed(config.hidden_channels), config.decoder_channels]
         stages = [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1) for wide, narrow in pairwise(widths)]
         self.from_latents = nn.Sequential()
         if config.latent_projection:
@@ -122,7 +125,7 @@ class Decoder(nn.Module):
         self.bounded = config.output_activation == "sigmoid"
 
     def forward(self, quantized: Tensor) -> Tensor:
-        """Reconstruction from quantized latents."""
+        """Pixels, or their parameters, from quantized latents."""
         pixel_values = self.upsample(self.blocks(self.from_latents(quantized)))
         return 2 * pixel_values.sigmoid() - 1 if self.bounded else pixel_values
 

@@ -22,6 +22,7 @@ from .configuration_autoencoder import AutoencoderConfig
 from .convolutional_body import Decoder, Encoder, ResidualBlock
 from .fingerprints import token_fingerprint
 from .input_checks import check_pixel_values, tokens_on_grid
+from .logistic_mixture import to_mixture
 from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
 
@@ -83,8 +84,8 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
     """An image tokenizer. A family adds its quantizer and its reconstruction loss.
 
     Buffers:
-        observation_variance (): sigma^2 of p(image | tokens) per element, in the units of pixel_values: the training
-            squared error of the last optimizer step.
+        observation_variance (C,): sigma^2 of p(image | tokens) per element of each channel, in the units of
+            pixel_values: the training squared error of the last optimizer step, until it is fitted.
         pending_error (2,): sum over images of the squared error per element, and their number, since the last `step`;
             not saved.
     """
@@ -98,7 +99,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self.encoder = Encoder(config)
         self.quantizer = self.make_quantizer()
         self.decoder = Decoder(config)
-        variance = torch.tensor(INITIAL_OBSERVATION_VARIANCE, dtype=torch.float32)
+        variance = torch.full((config.num_channels,), INITIAL_OBSERVATION_VARIANCE, dtype=torch.float32)
         self.register_buffer("observation_variance", variance)
         self.register_buffer("pending_error", torch.zeros(2, dtype=torch.float32), persistent=False)
         ignored = getattr(self.quantizer, "_ddp_params_and_buffers_to_ignore", [])
@@ -116,6 +117,15 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
         Args:
             error: squared error per element, (), the mean over the batch.
+            elements: C * H * W.
+        """
+        raise NotImplementedError
+
+    def likelihood_loss(self, nats: Tensor, elements: int) -> Tensor:
+        """The decoder's part of the loss under a `logistic_mixture`, a scalar.
+
+        Args:
+            nats: -log P(image | tokens), (), the mean over the batch.
             elements: C * H * W.
         """
         raise NotImplementedError
@@ -177,7 +187,11 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             raise ValueError("decode takes either image_tokens or quantized_last_hidden_state, and just one of them")
         if image_tokens is not None:
             quantized_last_hidden_state = self.quantizer.lookup(tokens_on_grid(image_tokens, self.config))
-        return AutoencoderDecoderOutput(self.decoder(quantized_last_hidden_state.to(self._body_dtype)))
+        decoded = self.decoder(quantized_last_hidden_state.to(self._body_dtype))
+        if self.config.observation == "gaussian":
+            return AutoencoderDecoderOutput(decoded)
+        mean = to_mixture(decoded, self.config.num_channels).mean()
+        return AutoencoderDecoderOutput(mean.to(decoded.dtype), decoded)
 
     @capture_outputs
     def forward(self, pixel_values: Tensor, return_loss: bool = True, **kwargs: Any) -> AutoencoderOutput:
@@ -192,15 +206,14 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             >>> output.loss.backward()
         """
         encoded = self.encode(pixel_values, return_loss=return_loss)
-        decoded = self.decode(quantized_last_hidden_state=encoded.quantized_last_hidden_state).pixel_values
+        decoded = self.decode(quantized_last_hidden_state=encoded.quantized_last_hidden_state)
         loss = reconstruction_loss = None
         if return_loss:
-            error = self._squared_error(pixel_values, decoded)
-            reconstruction_loss = self.reconstruction_loss(error, pixel_values[0].numel())
+            reconstruction_loss = self._reconstruction_loss(pixel_values, decoded)
             loss = reconstruction_loss + encoded.embedding_loss
         return AutoencoderOutput(
             loss=loss,
-            decoded_pixel_values=decoded,
+            decoded_pixel_values=decoded.pixel_values,
             image_tokens=encoded.image_tokens,
             reconstruction_loss=reconstruction_loss,
             embedding_loss=encoded.embedding_loss,
@@ -209,21 +222,25 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
     @torch.no_grad()
     def log_prob(self, pixel_values: Tensor, image_tokens: Tensor) -> Tensor:
-        """log P(8-bit image | image_tokens) in nats, (B,): the Gaussian integrated over each value's bin.
+        """log P(8-bit image | image_tokens) in nats, (B,): `config.observation` integrated over each value's bin.
 
-        The Gaussian has the reconstruction as its mean and `observation_variance` as its variance.
+        A Gaussian has the reconstruction as its mean and `observation_variance` as its variance.
 
         Args:
             pixel_values: (B, C, H, W) float, multiples of 2/255 from -1 to 1.
             image_tokens: (B, h, w[, M]), or flat for the model's own grid.
         """
         check_pixel_values(pixel_values, self.config)
-        mean = self.decode(image_tokens).pixel_values
+        decoded = self.decode(image_tokens)
+        mean: Any = decoded.pixel_values
         if mean.shape != pixel_values.shape:
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} do not go with image_tokens of shape "
                 f"{tuple(image_tokens.shape)}, which decode to {tuple(mean.shape)}"
             )
+        if decoded.mixture_parameters is not None:
+            mixture = to_mixture(decoded.mixture_parameters.double(), self.config.num_channels)
+            return mixture.log_prob(pixel_values.double())
         return gaussian_log_prob(pixel_values, mean, self.observation_variance)
 
     @torch.no_grad()
@@ -238,7 +255,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
     def scalars(self) -> dict[str, Tensor]:
         """What moves beside the weights and belongs in a log, by name; each ()."""
-        return {"observation_variance": self.observation_variance, **self.quantizer.scalars()}
+        return {"observation_variance": self.observation_variance.mean(), **self.quantizer.scalars()}
 
     def fingerprint(self) -> str:
         """sha256 of what determines the tokens, 64 hexadecimal digits.
@@ -252,6 +269,14 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
     @property
     def _body_dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
+
+    def _reconstruction_loss(self, pixel_values: Tensor, decoded: AutoencoderDecoderOutput) -> Tensor:
+        assert decoded.pixel_values is not None
+        error, elements = self._squared_error(pixel_values, decoded.pixel_values), pixel_values[0].numel()
+        if decoded.mixture_parameters is None:
+            return self.reconstruction_loss(error, elements)
+        mixture = to_mixture(decoded.mixture_parameters, self.config.num_channels)
+        return self.likelihood_loss(-mixture.log_prob(pixel_values).mean(), elements)
 
     def _squared_error(self, pixel_values: Tensor, decoded: Tensor) -> Tensor:
         """Squared error per element, the mean over the batch; in training also kept for `step`."""

@@ -66,8 +66,12 @@ class SQVAEModel(AutoencoderModel):
             joint = world_mean(error.detach())
             # The value is log S; the gradient, averaged over processes, is that of the joint S.
             return elements / 2 * ((joint * elements).log() + (error - error.detach()) / joint)
-        variance = self.observation_variance
+        variance = self.observation_variance.mean()
         return elements / 2 * (error / variance + (elements * variance).log() - 1)
+
+    def likelihood_loss(self, nats: Tensor, elements: int) -> Tensor:
+        """-log P(image | tokens) in nats per image."""
+        return nats
 
     @torch.no_grad()
     def step(self) -> None:

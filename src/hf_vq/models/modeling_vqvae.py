@@ -58,6 +58,10 @@ class VQVAEModel(AutoencoderModel):
         """Squared error as a share of the data's variance."""
         return error / self.config.data_variance
 
+    def likelihood_loss(self, nats: Tensor, elements: int) -> Tensor:
+        """Nats per element, of the size of a squared error over the data's variance."""
+        return nats / elements
+
 
 VQVAEModel.register_for_auto_class("AutoModel")
 

@@ -14,10 +14,10 @@ def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> T
     Args:
         pixel_values: (B, C, H, W), multiples of 2/255 from -1 to 1; taken to the nearest 8-bit level.
         mean: (B, C, H, W), in the same units.
-        variance: (), in the same units squared.
+        variance: () or (C,), in the same units squared.
     """
     levels = ((pixel_values.double() + 1) * 127.5).round()
-    distance, scale = levels / 127.5 - 1 - mean.double(), variance.double().sqrt()
+    distance, scale = levels / 127.5 - 1 - mean.double(), variance.double().sqrt().view(-1, 1, 1)
     lower = torch.where(levels <= 0, -math.inf, (distance - 1 / 255) / scale)
     upper = torch.where(levels >= 255, math.inf, (distance + 1 / 255) / scale)
     return log_normal_mass(lower, upper).flatten(1).sum(1)
