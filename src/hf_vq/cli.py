@@ -1,4 +1,4 @@
-"""The command `hf-vq`: encode images, decode tokens, measure a model on a data set, draw the pictures of a run."""
+"""The command `hf-vq`: encode images, decode tokens, sample images, measure a model, draw the pictures of a run."""
 
 import argparse
 import os
@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
+from transformers import pipeline
 
 from hf_vq.code_counts import read_code_counts
 from hf_vq.code_pictures import save_code_history, save_code_usage
 from hf_vq.evaluation import Evaluation, evaluate, write_evaluation
-from hf_vq.pictures import save_curves
+from hf_vq.pictures import save_curves, save_samples
 from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
 from hf_vq.token_files import grids_of, output_names, read_records, write_records
 from hf_vq.tokenizer import ImageTokenizer
@@ -47,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `hf-vq`; no flag may be abbreviated."""
     parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,evaluate,plot}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot}")
     add_encode(commands)
     add_decode(commands)
+    add_sample(commands)
     add_evaluate(commands)
     add_plot(commands)
     return parser
@@ -80,6 +83,20 @@ def add_decode(commands: Any) -> None:
     parser = add_command(commands, "decode", "Tokens to images.", decode)
     parser.add_argument("tokens", metavar="TOKENS", type=Path, help="a file that encode wrote, or JSON lists of ids")
     parser.add_argument("--output", type=Path, required=True, help="folder for the PNG files")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: %(default)s)")
+
+
+def add_sample(commands: Any) -> None:
+    """`hf-vq sample PRIOR --num_images 16 --class_labels 0 1 2 --output grid.png`."""
+    parser = add_command(commands, "sample", "Sample images from a prior: a row a class.", sample)
+    parser.add_argument("--num_images", type=int, default=16, help="images of each class (default: %(default)s)")
+    parser.add_argument("--class_labels", type=int, nargs="+", default=[-1], help="classes; -1 is no class (default)")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"), help="(default: %(default)s)")
+    parser.add_argument("--guidance_scale", type=float, help="over 1: closer to the class, less variety")
+    parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
+    parser.add_argument("--top_k", type=int, default=0, help="the likeliest codes only; 0 for all (default)")
+    parser.add_argument("--top_p", type=float, default=1.0, help="the likeliest share only (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: %(default)s)")
 
 
@@ -141,6 +158,29 @@ def decode(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, image in zip(output_names(records), images, strict=True):
         image.save(args.output / name)
+    print(f"Wrote {len(images)} images to {args.output}.")
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Writes one picture of all samples, with a row for each class."""
+    _check_output_file(args.output)
+    if args.num_images < 1:
+        raise ValueError(f"--num_images must be at least 1, got {args.num_images}.")
+    names = ("guidance_scale", "temperature", "top_k", "top_p")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    pipe = pipeline(
+        "unconditional-image-generation",
+        model=args.model,
+        revision=args.revision or "main",
+        trust_remote_code=args.trust_remote_code,
+        device=args.device,
+    )
+    torch.manual_seed(args.seed)
+    labels = [label for label in args.class_labels for _ in range(args.num_images)]
+    images = pipe(class_labels=labels, batch_size=args.batch_size, **settings)
+    pixels = torch.stack([torch.tensor(np.atleast_3d(np.array(image))).permute(2, 0, 1) for image in images])
+    titles = ["no class" if label == -1 else f"class {label}" for label in args.class_labels]
+    save_samples(args.output, pixels.unflatten(0, (len(titles), args.num_images)), titles)
     print(f"Wrote {len(images)} images to {args.output}.")
 
 

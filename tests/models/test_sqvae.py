@@ -80,7 +80,7 @@ def test_step_keeps_the_training_error_of_all_images_since_the_last(update: str)
     assert model.observation_variance.mean().item() == 0.25
     model.eval()(make_images(8, seed=3, dtype=torch.float64))
     model.step()
-    torch.testing.assert_close(model.observation_variance, torch.cat(squares).mean().detach())
+    torch.testing.assert_close(model.observation_variance.mean(), torch.cat(squares).mean().detach())
 
 
 def test_micro_batches_of_lagged_have_the_gradient_of_their_joint_batch(monkeypatch: pytest.MonkeyPatch):

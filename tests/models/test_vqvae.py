@@ -64,7 +64,7 @@ def test_step_keeps_the_training_error_of_all_images_since_the_last(quantizer: s
         squares.append((model(images).decoded_pixel_values - images).square().flatten())
     model.eval()(make_images(8, seed=3))
     model.step()
-    torch.testing.assert_close(model.observation_variance, torch.cat(squares).mean().detach())
+    torch.testing.assert_close(model.observation_variance.mean(), torch.cat(squares).mean().detach())
     kept = model.observation_variance.clone()
     model.step()
     assert torch.equal(model.observation_variance, kept)

@@ -106,7 +106,7 @@ def test_under_a_fixed_decoder_only_encoder_and_variance_learn(tmp_path):
         "quantizer.variance.log_ratio",
         "quantizer.temperature.steps",
     }
-    assert float(model.observation_variance) == pytest.approx(0.01)
+    assert model.observation_variance.tolist() == pytest.approx([0.01])
     assert float(model.quantizer.scalars()["temperature"]) == pytest.approx(model.config.temperature_end)
 
 

@@ -74,7 +74,7 @@ class Watch:
         self.rows: list[dict[str, float]] = []
 
     def __call__(self, step: int, model: SQVAEModel, output: Any) -> None:
-        self.errors.append(float(model.observation_variance))
+        self.errors.append(float(model.observation_variance.mean()))
         if step in self.points:
             # That of one batch jumps: the mean since the last point.
             sigma2 = sum(self.errors) / len(self.errors)

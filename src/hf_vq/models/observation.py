@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+LEVELS = 256
+
 
 def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """log P(8-bit image) in nats, (B,): a Gaussian per element, integrated over each value's bin.
@@ -17,10 +19,22 @@ def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> T
         variance: () or (C,), in the same units squared.
     """
     levels = ((pixel_values.double() + 1) * 127.5).round()
-    distance, scale = levels / 127.5 - 1 - mean.double(), variance.double().sqrt().view(-1, 1, 1)
+    return log_mass(levels, mean, variance.view(-1, 1, 1)).flatten(1).sum(1)
+
+
+def gaussian_level_log_probs(mean: Tensor, variance: Tensor, channel: int) -> Tensor:
+    """log P of each of the 256 levels of one channel, (B, 256, H, W); see `gaussian_log_prob`."""
+    every = torch.arange(LEVELS, device=mean.device, dtype=torch.float64).view(1, -1, 1, 1)
+    own = variance if variance.ndim == 0 else variance[channel]
+    return log_mass(every, mean[:, channel].unsqueeze(1), own)
+
+
+def log_mass(levels: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log of the mass that Gaussians give to the bins of levels, in float64; all shapes broadcast."""
+    distance, scale = levels / 127.5 - 1 - mean.double(), variance.double().sqrt()
     lower = torch.where(levels <= 0, -math.inf, (distance - 1 / 255) / scale)
-    upper = torch.where(levels >= 255, math.inf, (distance + 1 / 255) / scale)
-    return log_normal_mass(lower, upper).flatten(1).sum(1)
+    upper = torch.where(levels >= LEVELS - 1, math.inf, (distance + 1 / 255) / scale)
+    return log_normal_mass(lower, upper)
 
 
 def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
@@ -32,4 +46,4 @@ def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
 
 
-__all__ = ["gaussian_log_prob"]
+__all__ = ["gaussian_level_log_probs", "gaussian_log_prob"]

@@ -1,0 +1,122 @@
+"""Images out of a prior: the pipeline, the command, and the tokenizer that must be the prior's own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, pipeline
+
+import hf_vq
+from hf_vq.cli import main
+from hf_vq.models.prior_tokenizer import load_tokenizer
+
+SIDE, CODES, CLASSES = 16, 11, 3
+TASK = "unconditional-image-generation"
+
+
+@pytest.fixture
+def repositories(tmp_path: Path) -> Path:
+    """A folder with a tokenizer, `tok`, and a prior over its tokens, `prior`."""
+    torch.manual_seed(0)
+    sizes = {"hidden_channels": [8, 8], "residual_channels": 8, "num_residual_blocks": 1}
+    config = hf_vq.SQVAEConfig(image_size=SIDE, codebook_size=CODES, **sizes)
+    model = hf_vq.SQVAEModel(config)
+    hf_vq.ImageTokenizer(model, hf_vq.VQImageProcessor.for_config(config)).save_pretrained(tmp_path / "tok")
+    make_prior(model).save_pretrained(tmp_path / "prior")
+    return tmp_path
+
+
+def make_prior(model: hf_vq.SQVAEModel, **fields: object) -> hf_vq.TransformerPrior:
+    settings = {"codebook_size": CODES, "grid_size": SIDE // 4, "num_classes": CLASSES}
+    named = {"tokenizer_name_or_path": "../tok", "tokenizer_fingerprint": model.fingerprint()}
+    small = {"hidden_size": 16, "num_hidden_layers": 2}
+    return hf_vq.TransformerPrior(hf_vq.TransformerPriorConfig(**{**settings, **named, **small, **fields}))
+
+
+def test_one_name_gives_prior_tokenizer_and_processor(repositories: Path):
+    pipe = pipeline(TASK, model=str(repositories / "prior"), device="cpu")
+    assert [image.size for image in pipe(num_images=3)] == [(SIDE, SIDE)] * 3
+    assert len(pipe()) == 1
+    assert len(pipe(class_labels=2, num_images=2)) == 2
+    images = pipe(class_labels=[0, 1, -1], guidance_scale=2.0, top_k=5, batch_size=2)
+    assert len(images) == 3 and all(isinstance(image, Image.Image) for image in images)
+
+
+def test_a_seed_repeats_the_images_whatever_comes_in_between(repositories: Path):
+    pipe = pipeline(TASK, model=str(repositories / "prior"), device="cpu")
+    pages = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        pages.append([image.tobytes() for image in pipe(class_labels=[0, 1])])
+        pipe()
+    assert pages[0] == pages[1] and pages[0][0] != pages[0][1]
+
+
+def test_images_are_the_decoded_samples_of_the_prior(repositories: Path):
+    pipe = pipeline(TASK, model=str(repositories / "prior"), device="cpu")
+    torch.manual_seed(0)
+    images = pipe(class_labels=[0, 1])
+    prior = AutoModelForCausalLM.from_pretrained(repositories / "prior")
+    tokenizer = hf_vq.ImageTokenizer.from_pretrained(repositories / "tok")
+    torch.manual_seed(0)
+    tokens = prior.image_tokens(prior.generate(class_labels=[0, 1]))
+    expected = tokenizer.batch_decode(tokens.flatten(1))
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": [0, 1], "num_images": 3}, "2 class_labels do not make 3 images"),
+        ({"class_labels": []}, "0 class_labels"),
+        ({"num_images": 0}, "0 class_labels do not make 0 images"),
+        ({"class_labels": [0, CLASSES]}, r"class_labels must lie in \[0, 3\)"),
+    ],
+)
+def test_images_that_cannot_be_made(repositories: Path, arguments: dict[str, object], message: str):
+    pipe = pipeline(TASK, model=str(repositories / "prior"), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"tokenizer_fingerprint": "0" * 64},
+            "prior.*was made for the tokenizer ../tok.*tok is another: fingerprint 00",
+        ),
+        ({"codebook_size": 12}, "codebook_size 12 there and 11 here"),
+        ({"grid_size": 8}, r"grid_size \[8, 8\] there and \[4, 4\] here"),
+        ({"num_codebooks": 2}, "num_codebooks 2 there and 1 here"),
+        ({"tokenizer_name_or_path": None}, "no tokenizer_name_or_path"),
+    ],
+)
+def test_a_prior_made_for_another_tokenizer_is_refused(repositories: Path, fields: dict[str, object], message: str):
+    model, _ = load_tokenizer(hf_vq.TransformerPrior.from_pretrained(repositories / "prior").config)
+    make_prior(model, **fields).save_pretrained(repositories / "other")
+    with pytest.raises(ValueError, match=message):
+        pipeline(TASK, model=str(repositories / "other"), device="cpu")
+
+
+def test_a_new_decoder_is_still_the_priors_tokenizer(repositories: Path):
+    model = hf_vq.SQVAEModel.from_pretrained(repositories / "tok")
+    torch.nn.init.constant_(model.decoder.from_latents[0].bias, 0.5)
+    model.save_pretrained(repositories / "tok")
+    assert pipeline(TASK, model=str(repositories / "prior"), device="cpu")()
+
+
+def test_the_command_draws_a_row_a_class(repositories: Path, capsys: pytest.CaptureFixture[str]):
+    out = repositories / "grid.png"
+    prior = str(repositories / "prior")
+    flags = ["--num_images", "2", "--class_labels", "0", "2", "-1", "--guidance_scale", "2"]
+    assert main(["sample", prior, *flags, "--output", str(out)]) == 0
+    assert "Wrote 6 images" in capsys.readouterr().out
+    with Image.open(out) as page:
+        tall = page.height
+    assert main(["sample", prior, "--num_images", "2", "--output", str(out)]) == 0
+    with Image.open(out) as page:
+        assert tall > 2.5 * page.height
+    assert main(["sample", prior, "--class_labels", "7", "--output", str(out)]) == 2
+    assert "class_labels must lie in [0, 3)" in capsys.readouterr().err
