@@ -40,6 +40,9 @@ class ModelArguments:
         default=None, metadata={"help": "The tokenizer whose tokens a prior learns: a folder or a Hub name."}
     )
     tokenizer_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    train_only: str | None = field(
+        default=None, metadata={"help": "`decoder`: leave the tokens of model_name_or_path, and what is made for them."}
+    )
     warn_perplexity_below: float = field(
         default=WARN_PERPLEXITY_BELOW,
         metadata={"help": "Warn where an evaluation's perplexity is under this share of codebook_size; 0: never."},
@@ -52,6 +55,10 @@ class ModelArguments:
         require_choice(f"model_type for the task {self.task}", self.model_type, of_task)
         if (self.tokenizer_name_or_path is None) != (self.task == "tokenizer"):
             raise ValueError("a prior, and nothing else, needs the tokenizer it is for: --tokenizer_name_or_path")
+        if self.train_only is not None:
+            require_choice("train_only", self.train_only, ("decoder",))
+            if self.model_name_or_path is None or self.task != "tokenizer":
+                raise ValueError("train_only needs the saved tokenizer whose decoder is trained: --model_name_or_path")
         if not 0 <= self.warn_perplexity_below <= 1:
             raise ValueError(
                 f"warn_perplexity_below is a share of codebook_size, in [0, 1], and is {self.warn_perplexity_below}"
@@ -144,7 +151,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     config_class = MODELS[model.model_type]
     check_names(in_file_model, list(own_fields(config_class)), f"field of the model {model.model_type} in {path}")
     model_fields = convert_fields(config_class, in_file_model | overrides)
-    if model.model_name_or_path and model_fields:
+    if model.model_name_or_path and model_fields and not model.train_only:
         raise ValueError(
             f"{model.model_name_or_path} brings its own config: drop {', '.join(model_fields)}, or model_name_or_path"
         )

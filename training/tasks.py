@@ -17,6 +17,7 @@ from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
 from hf_vq.code_pictures import save_code_history, save_code_usage
 from hf_vq.evaluation import Evaluation, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.observation_fit import fit_observation_variance
 from hf_vq.pictures import save_reconstructions
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
 
@@ -36,6 +37,7 @@ class TokenizerTask:
         model_type: `hf_vqvae` or `hf_sqvae`.
         model_fields: fields of its config.
         model_name_or_path: a saved model to fine-tune instead, with its processor.
+        train_only: "decoder" to leave the tokens of that model as they are.
         max_bad_examples: undecodable images to pass over.
         warn_perplexity_below: share of K under which the perplexity of an evaluation is warned of; 0 for never.
     """
@@ -47,12 +49,13 @@ class TokenizerTask:
         model_type: str,
         model_fields: dict[str, Any],
         model_name_or_path: str | None = None,
+        train_only: str | None = None,
         max_bad_examples: int = 100,
         warn_perplexity_below: float = WARN_PERPLEXITY_BELOW,
     ) -> None:
         self.splits, self.args = splits, args
         self.model_type, self.model_fields = model_type, dict(model_fields)
-        self.model_name_or_path = model_name_or_path
+        self.model_name_or_path, self.train_only = model_name_or_path, train_only
         self.max_bad_examples = max_bad_examples
         self.warn_perplexity_below = warn_perplexity_below
 
@@ -75,6 +78,8 @@ class TokenizerTask:
 
     def build(self, total_steps: int) -> nn.Module:
         """The model, its annealing spread over `total_steps`."""
+        if self.train_only == "decoder":
+            return self._with_frozen_tokens()
         if self.model_name_or_path:
             config = AutoConfig.from_pretrained(self.model_name_or_path)
             if self.args.gradient_accumulation_steps > 1 and getattr(config, "variance_update", None) == "batch":
@@ -83,6 +88,20 @@ class TokenizerTask:
         known = AutoConfig.for_model(self.model_type)
         planned = {name: value for name, value in self._planned_fields(total_steps).items() if hasattr(known, name)}
         return AutoModel.from_config(AutoConfig.for_model(self.model_type, **planned | self.model_fields))
+
+    def _with_frozen_tokens(self) -> nn.Module:
+        """The saved model, its decoder as `model_fields` want it: what has another shape there starts anew."""
+        saved: Any = AutoModel.from_pretrained(self.model_name_or_path, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(self.model_name_or_path, **self.model_fields)
+        model = AutoModel.from_config(config)
+        kept = {
+            n: t for n, t in saved.state_dict().items() if t.shape == getattr(model.state_dict().get(n), "shape", 0)
+        }
+        model.load_state_dict(kept, strict=False)
+        if model.fingerprint() != saved.fingerprint():
+            raise ValueError(f"train_only decoder leaves the tokens as they are, and {self.model_fields} change them")
+        model.freeze_tokens()
+        return model
 
     def _planned_fields(self, total_steps: int) -> dict[str, Any]:
         """What a config does not say and the plan or the data tell."""
@@ -162,7 +181,8 @@ class TokenizerTask:
         return next(iter(batches))["pixel_values"][:PICTURED]
 
     def save(self, model: Any, run_dir: Path) -> None:
-        """Model and processor, as `from_pretrained` reads them."""
+        """Model and processor, as `from_pretrained` reads them; the decoder's variance is that of training images."""
+        fit_observation_variance(model, self._batches(self.splits.train, rank=0, world_size=1))
         model.save_pretrained(run_dir)
         self.processor.save_pretrained(run_dir)
 

@@ -48,7 +48,7 @@ def make_task(run: RunArguments, splits: ImageSplits) -> TokenizerTask | PriorTa
     shared = (splits, run.engine, model.model_type, run.model_fields)
     if model.tokenizer_name_or_path is None:
         return TokenizerTask(
-            *shared, model.model_name_or_path, max_bad_examples, warn_perplexity_below=model.warn_perplexity_below
+            *shared, model.model_name_or_path, model.train_only, max_bad_examples, model.warn_perplexity_below
         )
     return PriorTask(
         *shared,

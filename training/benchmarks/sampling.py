@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def race(contenders: Contenders, rounds: int) -> dict[str, float]:
-    """Seconds of each contender, medians over rounds in which they take turns, after a first one that does not count."""
+    """Seconds of each contender, medians over rounds in which they take turns, after one that does not count."""
     for contender in contenders.values():
         contender()
     turns = [{name: contender() for name, contender in contenders.items()} for _ in range(rounds)]

@@ -9,7 +9,7 @@ p(x | image_tokens).
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         # torch.compile puts its own prefix before the names that DDP sees.
         self._ddp_params_and_buffers_to_ignore = [*local, *(f"_orig_mod.{name}" for name in local)]
         self._forwards_since_step = 0
+        self._tokens_are_frozen = False
 
     def make_quantizer(self) -> Quantizer:
         """The family's quantizer."""
@@ -243,10 +244,25 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             return mixture.log_prob(pixel_values.double())
         return gaussian_log_prob(pixel_values, mean, self.observation_variance)
 
+    def freeze_tokens(self) -> None:
+        """From now on only the decoder trains: tokens and fingerprint stay, and so do priors made for them."""
+        for part in (self.encoder, self.quantizer):
+            part.requires_grad_(False)
+        self._tokens_are_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self._tokens_are_frozen:
+            self.encoder.eval()
+            self.quantizer.eval()
+        return self
+
     @torch.no_grad()
     def step(self) -> None:
         """Once after each optimizer step: moves the quantizer's state and `observation_variance`."""
-        self.quantizer.step()
+        if not self._tokens_are_frozen:
+            self.quantizer.step()
         error, images = world_sum(self.pending_error)
         moved = (error / images).clamp(min=torch.finfo(error.dtype).tiny)
         self.observation_variance.copy_(torch.where(images > 0, moved, self.observation_variance))
