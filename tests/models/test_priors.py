@@ -5,6 +5,7 @@ import torch
 from tiny_priors import CLASSES, CODES, FAMILIES, GRID, make_prior, make_tokens
 from torch import Tensor
 
+from hf_vq import PixelCNNPrior
 from hf_vq.models.modeling_prior import PriorPreTrainedModel
 
 LABELS = torch.tensor([1, 3])
@@ -300,3 +301,54 @@ def test_a_wrong_config_is_refused(settings, message):
 def test_heads_that_do_not_share_the_width_are_refused():
     with pytest.raises(Exception, match=r"hidden_size \(16\) must be divisible by num_attention_heads \(3\)"):
         make_prior("transformer", num_attention_heads=3)
+
+
+# The PixelCNN against its naive twin.
+
+
+def naive_pixelcnn(prior: PixelCNNPrior, embedded: Tensor, start: Tensor) -> Tensor:
+    """Both stacks position by position, each a sum over the offsets that it may see (van den Oord et al. 2016)."""
+    height, width = GRID
+    above = left = {(y, x): embedded[y, x] for y in range(height) for x in range(width)}
+
+    def gated(features: Tensor) -> Tensor:
+        value, weight = features.chunk(2)
+        return torch.tanh(value) * torch.sigmoid(weight)
+
+    def summed(weight: Tensor, bias: Tensor, grid: dict[tuple[int, int], Tensor], seen: list) -> Tensor:
+        return bias + sum((weight[:, :, i, j] @ grid[place] for i, j, place in seen if place in grid), torch.zeros(()))
+
+    for index, layer in enumerate(prior.trunk.layers):
+        reach, first = prior.config.kernel_size // 2, index == 0
+        up, side = {}, {}
+        for y, x in above:
+            rows = range(-reach, 0 if first else 1)
+            seen = [
+                (i, j, (y + dy, x + dx)) for i, dy in enumerate(rows) for j, dx in enumerate(range(-reach, reach + 1))
+            ]
+            from_above = summed(layer.vertical.weight, layer.vertical.bias, above, seen)
+            seen = [(0, j, (y, x + dx)) for j, dx in rows]
+            from_left = summed(layer.horizontal.weight, layer.horizontal.bias, left, seen)
+            for_above, for_left = layer.condition(start).chunk(2)
+            linked = layer.link.weight[:, :, 0, 0] @ from_above + layer.link.bias
+            up[y, x] = gated(from_above + for_above)
+            output = layer.output.weight[:, :, 0, 0] @ gated(from_left + linked + for_left) + layer.output.bias
+            side[y, x] = output
+            if not first:
+                up[y, x], side[y, x] = up[y, x] + above[y, x], side[y, x] + left[y, x]
+        above, left = up, side
+    return torch.stack([left[y, x] for y in range(height) for x in range(width)])
+
+
+@pytest.mark.parametrize("family", ["pixelcnn", "pixelcnn-wide"])
+def test_the_pixelcnn_equals_the_loops_in_value_and_gradient(family):
+    prior = make_prior(family)
+    tokens, label = make_tokens(prior, 1), torch.tensor([2])
+    trunk = prior.trunk(torch.cat([prior.classes(label)[:, None], prior.codes(tokens.flatten(1))], dim=1))[0, :-1]
+    expected = naive_pixelcnn(prior, prior.codes(tokens)[0], prior.classes(label)[0])
+    torch.testing.assert_close(trunk, expected)
+    parameters = [p for name, p in prior.named_parameters() if not name.startswith("head")]
+    upstream = torch.randn(trunk.shape, dtype=trunk.dtype, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.autograd.grad((out * upstream).sum(), parameters) for out in (trunk, expected))
+    for name, one, other in zip([n for n, _ in prior.named_parameters()], ours, theirs, strict=False):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
