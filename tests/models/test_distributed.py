@@ -35,16 +35,16 @@ from hf_vq.models.quantizers import Quantizer
 STEPS, JOINT = 3, 8
 Results = dict[str, Tensor]
 
-CARE = {"codebook_init": "kmeans", "revive_below": 0.5}
+CARE = {"codebook_init": "kmeans", "revive_below": 0.985}
 QUANTIZERS: dict[str, tuple[str, dict[str, object]]] = {
     "ema": ("ema", {"ema_decay": 0.9}),
     "ema-codebooks": ("ema", {"ema_decay": 0.9, "num_codebooks": 2}),
     "ema-kmeans-revival": ("ema", {"ema_decay": 0.9, **CARE}),
     "ema-codebooks-kmeans-revival": ("ema", {"ema_decay": 0.9, "num_codebooks": 2, **CARE}),
     "soft_em": ("ema", {"quantizer": "soft_em", "ema_decay": 0.9}),
-    "soft_em-revival": ("ema", {"quantizer": "soft_em", "ema_decay": 0.9, "revive_below": 0.5}),
+    "soft_em-revival": ("ema", {"quantizer": "soft_em", "ema_decay": 0.9, "revive_below": 0.999}),
     "gradient": ("gradient", {}),
-    "gradient-revival": ("gradient", {"revive_below": 0.5}),
+    "gradient-revival": ("gradient", {"revive_below": 0.985}),
     "linear": ("gradient", {"codebook_transform": "linear"}),
     "gaussian-I": ("gaussian", {"variance_update": "lagged"}),
     "gaussian-IV": ("gaussian", {"variance_update": "lagged", "covariance": "diagonal", "dequantization_noise": True}),
