@@ -5,15 +5,20 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
 import hf_vq
 
 PUBLIC = [
+    "ImageGenerationPipeline",
     "ImageTokenizer",
+    "PixelCNNPrior",
+    "PixelCNNPriorConfig",
     "QuantizerCallback",
     "SQVAEConfig",
     "SQVAEModel",
+    "TransformerPrior",
+    "TransformerPriorConfig",
     "VQImageProcessor",
     "VQVAEConfig",
     "VQVAEModel",
@@ -43,6 +48,16 @@ def test_importing_registers_the_auto_classes(model_type: str, config: str, mode
     hf_vq.VQImageProcessor.for_config(saved.config).save_pretrained(tmp_path)
     assert type(AutoModel.from_pretrained(tmp_path)) is model_class
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is hf_vq.VQImageProcessor
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("hf_vq_pixelcnn", "PixelCNNPrior"), ("hf_vq_transformer_prior", "TransformerPrior")]
+)
+def test_importing_registers_the_priors(model_type: str, name: str, tmp_path):
+    config_class, model_class = getattr(hf_vq, f"{name}Config"), getattr(hf_vq, name)
+    assert type(AutoConfig.for_model(model_type)) is config_class
+    model_class(config_class(codebook_size=4, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is model_class
 
 
 def test_importing_is_light(repository):

@@ -216,7 +216,7 @@ def test_where_nothing_is_near_all_names_are_listed(with_file: WithFile, capsys:
         ("lr_scheduler_type", "cosin"),
         ("streaming", "perhaps"),
         ("model_type", "hf_vqva"),
-        ("task", "prior"),
+        ("task", "priors"),
         ("warn_perplexity_below", "-0.1"),
         ("warn_perplexity_below", "1.5"),
         ("warn_perplexity_below", "few"),

@@ -6,78 +6,25 @@ token grid): pixel_values (B, C, H, W) float in [-1, 1] -> latents (B, M * D, h,
 p(x | image_tokens).
 """
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils.output_capturing import capture_outputs
 
 from .autoencoder_outputs import AutoencoderDecoderOutput, AutoencoderEncoderOutput, AutoencoderOutput
+from .autoencoder_weights import INITIAL_OBSERVATION_VARIANCE, AutoencoderPreTrainedModel
 from .configuration_autoencoder import AutoencoderConfig
-from .convolutional_body import Decoder, Encoder, ResidualBlock
+from .convolutional_body import Decoder, Encoder
 from .fingerprints import token_fingerprint
 from .input_checks import check_pixel_values, tokens_on_grid
 from .logistic_mixture import to_mixture
 from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
 
-INITIAL_OBSERVATION_VARIANCE = 0.25
 FORWARDS_BEFORE_WARNING = 100
-
-
-class AutoencoderPreTrainedModel(PreTrainedModel):
-    """Weights at the start, and what transformers has to know of both families."""
-
-    config: AutoencoderConfig
-    quantizer: Quantizer
-    base_model_prefix = "autoencoder"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["ResidualBlock"]
-    _can_record_outputs = {"hidden_states": ResidualBlock}
-    _keep_in_fp32_modules_strict = ["quantizer", "observation_variance"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Convolutions scaled by fan-in or by initializer_range; the rest as each quantizer says, or at zero."""
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            self._init_convolution(module)
-        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
-            self._init_norm(module)
-        elif isinstance(module, nn.Embedding):
-            # Not with the quantizer: transformers passes over a module that owns no tensors itself.
-            init.copy_(module.weight, self.quantizer.initial_state()["codebook.weight"])
-        else:
-            start = module.initial_state() if isinstance(module, Quantizer) else {}
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                init.copy_(tensor, start.get(name, torch.full_like(tensor, INITIAL_SCALARS.get(name, 0.0))))
-
-    def _init_convolution(self, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
-        if self.config.initializer_range is None:
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        else:
-            init.normal_(module.weight, std=self.config.initializer_range)
-        if module.bias is not None:
-            init.zeros_(module.bias)
-
-    def _init_norm(self, module: nn.GroupNorm | nn.BatchNorm2d) -> None:
-        init.normal_(module.weight, mean=1.0, std=self.config.initializer_range or 0.0)
-        init.zeros_(module.bias)
-        for name, buffer in module.named_buffers():
-            init.constant_(buffer, 1.0 if name == "running_var" else 0.0)
-
-
-INITIAL_SCALARS = {
-    "observation_variance": INITIAL_OBSERVATION_VARIANCE,
-    "log_observation_variance": math.log(INITIAL_OBSERVATION_VARIANCE),
-}
 
 
 class AutoencoderModel(AutoencoderPreTrainedModel):
@@ -324,4 +271,4 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         return super()._apply(keep_float32(fn), recurse=False)
 
 
-__all__ = ["AutoencoderModel", "AutoencoderPreTrainedModel"]
+__all__ = ["AutoencoderModel"]
