@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel
 from hf_vq.canonical import canonical
 from hf_vq.models import stochastic_quantizers, vector_quantizers
-from hf_vq.models.code_search import count_codes, likeliest_code, nearest_code, sample_codes
+from hf_vq.models.code_search import add_codes, likeliest_code, nearest_code, sample_codes
 from hf_vq.models.modeling_autoencoder import AutoencoderModel
 from hf_vq.models.quantizers import Quantizer
 
@@ -101,7 +101,7 @@ def test_draws_and_counts_equal_those_of_the_cpu():
     counted = []
     for device in ("cpu", DEVICE):
         counts, sums = torch.zeros(128, device=device), torch.zeros(128, 4, device=device)
-        count_codes(counts, sums, rows.to(device), here.to(device))
+        add_codes(counts, sums, rows.to(device), here.to(device))
         counted.append((counts.cpu(), sums.cpu()))
     for one, other in zip(*counted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
