@@ -198,9 +198,10 @@ def test_kappa_starts_where_the_config_says(form: str, initial: float):
 
 
 def test_the_scalars_are_those_of_the_log():
-    model = make_model("gaussian-per_latent", initial_variance=0.3)
+    model = make_model("gaussian", initial_variance=0.3, variance_form="sum")
     scalars = {name: value.item() for name, value in model.scalars().items()}
     assert scalars == pytest.approx({"observation_variance": 0.25, "dequantization_variance": 1.3, "temperature": 1.0})
+    assert set(make_model("gaussian-per_latent").scalars()) == {"observation_variance", "temperature"}
     assert set(make_model("ema").scalars()) == {"observation_variance"}
 
 
