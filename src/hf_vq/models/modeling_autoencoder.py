@@ -199,6 +199,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what is frozen stays in evaluation."""
         super().train(mode)
         if self._tokens_are_frozen:
             self.encoder.eval()

@@ -70,6 +70,7 @@ class ImageGenerationPipeline(Pipeline):
         return {}, kwargs, {}
 
     def preprocess(self, input_: Any, **kwargs: Any) -> Any:
+        """Labels as the prior takes them."""
         return {"class_labels": input_}
 
     def _forward(self, input_tensors: dict[str, Any], images_at_once: Any = BATCH_SIZE, **kwargs: Any) -> Any:
@@ -80,6 +81,7 @@ class ImageGenerationPipeline(Pipeline):
         return {"pixel_values": torch.cat(decoded)}
 
     def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:
+        """Pictures of decoded pixels."""
         return self.image_processor.postprocess(model_outputs["pixel_values"])
 
 
