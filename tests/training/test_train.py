@@ -74,14 +74,11 @@ def test_the_run_directory_is_a_model_directory(trained: tuple[Path, str]):
     assert (processor.num_channels, processor.crop_size["height"]) == (1, 8)
     tokenizer = ImageTokenizer.from_pretrained(run_dir)
     assert len(tokenizer) == 16 and len(tokenizer.encode(smooth_picture(0, 8, 8))) == 16
-    assert_same_tensors(
-        load_file(run_dir / "model.safetensors"),
-        {
-            name: tensor
-            for name, tensor in load_file(run_dir / "checkpoints" / "step-10" / "model.safetensors").items()
-            if name in model.state_dict()
-        },
-    )
+    saved = load_file(run_dir / "model.safetensors")
+    trained_last = load_file(run_dir / "checkpoints" / "step-10" / "model.safetensors")
+    # The decoder's variance is fitted once the weights stand.
+    assert not torch.equal(saved.pop("observation_variance"), trained_last.pop("observation_variance"))
+    assert_same_tensors(saved, {name: tensor for name, tensor in trained_last.items() if name in model.state_dict()})
     assert config_of(run_dir)["temperature_decay_steps"] == 10 and config_of(run_dir)["variance_update"] == "batch"
 
 
