@@ -242,7 +242,7 @@ def test_export_sees_plain_operators(weighted: bool):
 
 
 @pytest.mark.uninitialised_memory
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # opcheck warns of its own parts
 @pytest.mark.parametrize("name", ["lowest_score_in_chunks", "sample_codes", "add_codes"])
 def test_the_operators_are_what_torch_expects_of_them(name: str):
     rows, vectors = randn(2, 11, 3), randn(2, 5, 3, seed=1)

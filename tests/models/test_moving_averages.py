@@ -103,7 +103,7 @@ COUNTING: dict[str, Callable[[], EMAVectorQuantizer]] = {
 
 
 @pytest.mark.uninitialised_memory
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # the compiler and reentrant checkpointing warn about themselves
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not-reentrant", "reentrant"])
 @pytest.mark.parametrize("make", COUNTING.values(), ids=COUNTING)

@@ -75,7 +75,7 @@ def test_scores_of_any_size_stay_numbers(scale: float, temperature: float):
 
 
 @pytest.mark.uninitialised_memory
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # opcheck warns of its own parts
 @pytest.mark.parametrize("codes", [5, 256])
 def test_the_operator_is_what_torch_expects_of_it(codes: int):
     left, right, vectors = (randn(2, n, 3, seed=n).requires_grad_() for n in (11, codes, codes))

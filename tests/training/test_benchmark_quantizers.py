@@ -38,7 +38,7 @@ def nearest(problem: Problem) -> torch.Tensor:
     return torch.cdist(problem.rows, problem.vectors).argmin(dim=1)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # the peer warns of what it calls
 @pytest.mark.parametrize(
     "name",
     [

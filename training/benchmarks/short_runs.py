@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_vq.evaluation import Evaluation, evaluate, to_uint8
+from hf_vq.files import replace_file
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.streams import decode_image, load_images
 
@@ -44,10 +45,8 @@ def load_pixels(dataset_name: str, split: str, limit: int | None = None) -> Tens
     path = whole if limit is None or whole.exists() else whole.with_name(f"{whole.stem}-first{limit}.safetensors")
     if not path.exists():
         pixels = _decode(dataset_name, split, limit)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{time.time_ns()}.tmp")
-        save_file({"pixels": pixels}, temporary, metadata={"dataset_name": dataset_name, "split": split})
-        temporary.replace(path)
+        origin = {"dataset_name": dataset_name, "split": split}
+        replace_file(path, lambda temporary: save_file({"pixels": pixels}, temporary, metadata=origin))
     return load_file(path)["pixels"][:limit]
 
 

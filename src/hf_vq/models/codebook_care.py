@@ -12,17 +12,17 @@ USAGE_DECAY = 0.99
 
 
 class CodebookCare(nn.Module):
-    """Puts codes where latents are: all of them in the first step (k-means), dead ones in any.
+    """Puts codes where latents are: all of them at the start (k-means), dead ones in any later step.
 
-    Where the last micro-batch has fewer latents than there are codes, the start takes as many steps as it needs. A code
-    is dead when its usage, a moving average of how often it is chosen, is under `revive_below` times the mean of its
-    codebook; it then takes the place of a latent of the last micro-batch. All of it happens in `step`, on the latents
-    of all processes, drawn by a generator that is seeded with the number of the step: every process does the same, and
-    a resumed run does what the uninterrupted one did. An optimizer's moments of a moved code stay.
+    The start is one step, or where the last micro-batch has fewer latents than there are codes, as many as it needs. A
+    code is dead when its usage, a moving average of how often it is chosen, is under `revive_below` times the mean of
+    its codebook; it then takes the place of a latent of the last micro-batch. All of it happens in `step`, on the
+    latents of all processes, drawn by a generator that is seeded with the number of the step: every process does the
+    same, and a resumed run does what the uninterrupted one did. An optimizer's moments of a moved code stay.
 
     Args:
         codebook_size, codebook_dim, num_codebooks: K, D, M of the codebooks.
-        kmeans: whether the first step places all codes. Until then they are where they were initialised.
+        kmeans: whether there is a start. Until then codes are where they were initialised.
         revive_below: share of uniform usage; 0 revives nothing.
 
     Buffers:
@@ -88,7 +88,8 @@ class CodebookCare(nn.Module):
         else:
             needy = usage < self.revive_below * usage.mean(dim=1, keepdim=True)
         moved = self._place(codebook, needy, is_start) if needy.any() else codebook.new_empty(0).long()
-        self.placed += len(moved) // len(usage) if is_start else 0
+        if is_start:
+            self.placed += len(moved) // len(usage)
         usage.flatten()[moved] = usage.mean(dim=1).repeat_interleave(self.codebook_size)[moved]
         self.pending_counts.zero_()
         self.kept_count.zero_()

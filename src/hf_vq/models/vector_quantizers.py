@@ -39,8 +39,8 @@ def rotation(rows: Tensor, vectors: Tensor) -> Tensor:
     row, target = F.normalize(rows.detach(), dim=-1), F.normalize(vectors.detach(), dim=-1)
     between = F.normalize(row + target, dim=-1)
     along_between, along_row = ((rows * axis).sum(dim=-1, keepdim=True) for axis in (between, row))
-    lengths = (tensor.detach().norm(dim=-1, keepdim=True) for tensor in (vectors, rows))
-    stretch = torch.div(*lengths).nan_to_num(1.0).clamp(max=LARGEST_STRETCH)
+    stretch = vectors.detach().norm(dim=-1, keepdim=True) / rows.detach().norm(dim=-1, keepdim=True)
+    stretch = stretch.nan_to_num(1.0).clamp(max=LARGEST_STRETCH)
     turned = stretch * (rows - 2 * along_between * between + 2 * along_row * target)
     # Rounding, and rows that cannot be rotated, must not reach the decoder.
     return turned + (vectors - turned).detach()
