@@ -1,7 +1,7 @@
-"""Stage 2: the distribution of a trained tokenizer's tokens, made on the fly from a stream of images."""
+"""Stage 2: the distribution of a trained tokenizer's tokens."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,95 +15,28 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from engine import EngineArguments
 from hf_vq.canonical import canonical
 from hf_vq.evaluation import Evaluation, to_uint8
-from hf_vq.models.prior_tokenizer import check_tokenizer
+from hf_vq.models.prior_tokenizer import check_tokenizer, differences
 from hf_vq.pictures import save_samples
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
+from hf_vq.token_data import ToImageTokens, TokenDescription
+from token_batches import SequenceBatches, TokenBatches, ToLabelledPixelValues
 
 SAMPLES_OF_A_CLASS, CLASSES_SHOWN = 8, 10
 PICTURED_SEED = 0
-
-
-class TokenBatches:
-    """Batches of images as a tokenizer sees them; where it stands in the data is where the images' batches stand.
-
-    Args:
-        batches: yields pixel_values and perhaps class_labels.
-        tokenizer: a tokenizer's model.
-        keep_images: whether the pixel_values come along.
-    """
-
-    def __init__(self, batches: Any, tokenizer: Any, keep_images: bool = False) -> None:
-        self.batches, self.tokenizer, self.keep_images = batches, tokenizer, keep_images
-
-    @property
-    def num_images(self) -> int | None:
-        """How many images come, None if nobody knows."""
-        return getattr(self.batches, "num_images", None)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.batches:
-            pixel_values = batch.pop("pixel_values").to(self.tokenizer.device, non_blocking=True)
-            with canonical(self.tokenizer):
-                image_tokens = self.tokenizer.encode(pixel_values).image_tokens
-            kept = {"pixel_values": pixel_values} if self.keep_images else {}
-            yield {"image_tokens": image_tokens, **kept, **batch}
-
-
-class SequenceBatches(TokenBatches):
-    """What a prior trains on: input_ids, labels and perhaps class_labels; endless, and resumable as its images are.
-
-    Args:
-        batches: `TrainBatches` of images.
-        tokenizer: a tokenizer's model.
-        start: id of the start token.
-    """
-
-    def __init__(self, batches: TrainBatches, tokenizer: Any, start: int) -> None:
-        super().__init__(batches, tokenizer)
-        self.start = start
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in super().__iter__():
-            input_ids = nn.functional.pad(batch.pop("image_tokens").flatten(1), (1, 0), value=self.start)
-            yield {"input_ids": input_ids, "labels": input_ids, **batch}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the images' batches stand."""
-        state: dict[str, Any] = self.batches.state_dict()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues after the batch at which `state` was taken."""
-        self.batches.load_state_dict(state)
-
-
-class ToLabelledPixelValues(ToPixelValues):
-    """Rows to pixel_values and class_labels.
-
-    Args:
-        processor: an image processor.
-        label_column: where the labels are.
-    """
-
-    def __init__(self, processor: Any, label_column: str) -> None:
-        super().__init__(processor)
-        self.label_column = label_column
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return super().__call__(rows) | {"class_labels": torch.tensor([row[self.label_column] for row in rows])}
 
 
 class PriorTask:
     """Trains a prior over the tokens of a tokenizer.
 
     Args:
-        splits: the images.
+        splits: the images, or their tokens.
         args: batch sizes, seed and loader workers.
         model_type: `hf_vq_transformer_prior` or `hf_vq_pixelcnn`.
         model_fields: fields of its config; sizes and classes come from the tokenizer and the data.
         tokenizer_name_or_path: the tokenizer, a folder or a name on the Hub.
         tokenizer_revision: its revision on the Hub.
+        description: of the tokens that the splits hold in place of images.
         label_column: column of the class labels; by default the only one that holds classes, and "none" for none.
         model_name_or_path: a saved prior to fine-tune instead.
         max_bad_examples: undecodable images to pass over.
@@ -117,6 +50,7 @@ class PriorTask:
         model_fields: dict[str, Any],
         tokenizer_name_or_path: str,
         tokenizer_revision: str | None = None,
+        description: TokenDescription | None = None,
         label_column: str | None = None,
         model_name_or_path: str | None = None,
         max_bad_examples: int = 100,
@@ -124,6 +58,7 @@ class PriorTask:
         self.splits, self.args = splits, args
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.tokenizer_name_or_path, self.tokenizer_revision = tokenizer_name_or_path, tokenizer_revision
+        self.description = description
         self.model_name_or_path, self.max_bad_examples = model_name_or_path, max_bad_examples
         self.label_column, self.class_names = find_classes(splits.train, label_column)
 
@@ -153,7 +88,11 @@ class PriorTask:
         return {"revision": self.tokenizer_revision} if self.tokenizer_revision else {}
 
     def build(self, total_steps: int) -> nn.Module:
-        """The prior, of the tokenizer's sizes and the data's classes."""
+        """The prior, of the tokenizer's sizes and the data's classes.
+
+        Raises: ValueError if data or prior were made for another tokenizer.
+        """
+        self._check_data()
         if self.model_name_or_path:
             prior = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
             check_tokenizer(prior.config, self.tokenizer)
@@ -167,6 +106,21 @@ class PriorTask:
         config.tokenizer_fingerprint = self.tokenizer.fingerprint()
         check_tokenizer(config, self.tokenizer)
         return AutoModelForCausalLM.from_config(config)
+
+    def _check_data(self) -> None:
+        """Raises a ValueError unless the tokens of a token data set are this tokenizer's, all of one grid."""
+        made = self.description
+        if made is None:
+            return
+        if made.grid_size is None:
+            raise ValueError(
+                "the token data set has grids of several sizes, and a prior has one: tokenize with one size"
+            )
+        if differing := differences(made, self.tokenizer):
+            raise ValueError(
+                f"the token data set was made by the tokenizer {made.tokenizer_name_or_path}, and "
+                f"{self.tokenizer_name_or_path} is another: {', '.join(differing)}"
+            )
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
         """Endless shuffled sequences."""
@@ -183,7 +137,9 @@ class PriorTask:
         return SequenceBatches(images, self.tokenizer, start=self.tokenizer.config.codebook_size)
 
     @property
-    def _transform(self) -> ToPixelValues:
+    def _transform(self) -> ToPixelValues | ToImageTokens:
+        if self.description is not None:
+            return ToImageTokens(self.description, self.label_column)
         if self.label_column is None:
             return ToPixelValues(self.processor)
         return ToLabelledPixelValues(self.processor, self.label_column)

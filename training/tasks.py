@@ -79,7 +79,7 @@ class TokenizerTask:
     def build(self, total_steps: int) -> nn.Module:
         """The model, its annealing spread over `total_steps`."""
         if self.train_only == "decoder":
-            return self._with_frozen_tokens()
+            return self._with_frozen_tokens(str(self.model_name_or_path))
         if self.model_name_or_path:
             config = AutoConfig.from_pretrained(self.model_name_or_path)
             if self.args.gradient_accumulation_steps > 1 and getattr(config, "variance_update", None) == "batch":
@@ -89,14 +89,12 @@ class TokenizerTask:
         planned = {name: value for name, value in self._planned_fields(total_steps).items() if hasattr(known, name)}
         return AutoModel.from_config(AutoConfig.for_model(self.model_type, **planned | self.model_fields))
 
-    def _with_frozen_tokens(self) -> nn.Module:
+    def _with_frozen_tokens(self, saved_model: str) -> nn.Module:
         """The saved model, its decoder as `model_fields` want it: what has another shape there starts anew."""
-        saved: Any = AutoModel.from_pretrained(self.model_name_or_path, dtype=torch.float32)
-        config = AutoConfig.from_pretrained(self.model_name_or_path, **self.model_fields)
-        model = AutoModel.from_config(config)
-        kept = {
-            n: t for n, t in saved.state_dict().items() if t.shape == getattr(model.state_dict().get(n), "shape", 0)
-        }
+        saved: Any = AutoModel.from_pretrained(saved_model, dtype=torch.float32)
+        model: Any = AutoModel.from_config(AutoConfig.from_pretrained(saved_model, **self.model_fields))
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        kept = {name: tensor for name, tensor in saved.state_dict().items() if tensor.shape == shapes.get(name)}
         model.load_state_dict(kept, strict=False)
         if model.fingerprint() != saved.fingerprint():
             raise ValueError(f"train_only decoder leaves the tokens as they are, and {self.model_fields} change them")

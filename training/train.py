@@ -20,7 +20,8 @@ from digits import load_digits_images
 from engine import fit, share_cores
 from hf_vq.evaluation import Evaluation, write_evaluation
 from hf_vq.pictures import save_curves
-from hf_vq.streams import ImageSplits, load_images
+from hf_vq.streams import ImageSplits, describe_tokens, load_images
+from hf_vq.token_data import TokenDescription
 from prior_task import PriorTask
 from tasks import TokenizerTask
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     """Trains, tests, and says how to use the result."""
     run = parse(arguments)
     share_cores()
-    task = make_task(run, open_data(run.data))
+    task = make_task(run)
     run_dir = fit(task, run.engine, run.settings)
     accelerator = Accelerator()
     result = task.test(run_dir, accelerator)
@@ -41,27 +42,51 @@ def main(arguments: Sequence[str]) -> None:
     PartialState().destroy_process_group()
 
 
-def make_task(run: RunArguments, splits: ImageSplits) -> TokenizerTask | PriorTask:
-    """What the settings ask for."""
-    model, max_bad_examples = run.model, run.data.max_bad_examples
+def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
+    """What the settings ask for, on the data they name."""
+    model, data = run.model, run.data
     assert model.model_type is not None
-    shared = (splits, run.engine, model.model_type, run.model_fields)
     if model.tokenizer_name_or_path is None:
         return TokenizerTask(
-            *shared, model.model_name_or_path, model.train_only, max_bad_examples, model.warn_perplexity_below
+            open_data(data),
+            run.engine,
+            model.model_type,
+            run.model_fields,
+            model.model_name_or_path,
+            model.train_only,
+            data.max_bad_examples,
+            model.warn_perplexity_below,
         )
+    description = describe_data(data)
     return PriorTask(
-        *shared,
+        open_data(data, take_tokens=description is not None),
+        run.engine,
+        model.model_type,
+        run.model_fields,
         model.tokenizer_name_or_path,
         model.tokenizer_revision,
-        run.data.label_column,
+        description,
+        data.label_column,
         model.model_name_or_path,
-        max_bad_examples,
+        data.max_bad_examples,
     )
 
 
-def open_data(data: DataArguments) -> ImageSplits:
-    """The images that the settings name.
+def describe_data(data: DataArguments) -> TokenDescription | None:
+    """What tokens the data hold; None for images."""
+    if data.dataset_name in (None, "digits"):
+        return None
+    return describe_tokens(
+        data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        data_files=named_files(data.data_files),
+        revision=data.dataset_revision,
+        cache_dir=data.cache_dir,
+    )
+
+
+def open_data(data: DataArguments, take_tokens: bool = False) -> ImageSplits:
+    """The images that the settings name, or their tokens.
 
     Raises:
         ValueError: if they name none.
@@ -85,6 +110,7 @@ def open_data(data: DataArguments) -> ImageSplits:
         validation_size=data.validation_size,
         keep_in_memory=data.keep_in_memory,
         cache_dir=data.cache_dir,
+        take_tokens=take_tokens,
     )
     return splits._replace(test=None) if untested else splits
 

@@ -1,42 +1,33 @@
 """Opening images from anywhere: a Hub name, a folder of pictures, or Parquet files; in memory, on disk, or as a stream.
 
 Whatever the source, a row keeps the user's columns, and its picture is an undecoded cell, `{"bytes", "path"}`, in
-the column "image".
+the column "image"; of a data set of image tokens, rows come as they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetBuilder,
     Features,
     Image,
     IterableDataset,
-    SplitDict,
-    SplitInfo,
     Value,
-    concatenate_datasets,
     load_dataset_builder,
 )
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from hf_vq.decoding import open_file
+from hf_vq.held_out import count_rows, files_of, hold_out_files, hold_out_rows, num_examples, record
+from hf_vq.token_data import TokenDescription, describes_tokens, read_description
 
 ImageDataset: TypeAlias = Dataset | IterableDataset
 DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-
-DEFAULT_VALIDATION_SIZE = 5_000
-_HELD_OUT = "held_out"
-_WAYS_OUT = "name a validation_split, set validation_size=0, or do not stream"
 
 
 class ImageSplits(NamedTuple):
@@ -61,8 +52,9 @@ def load_images(
     validation_size: int | None = None,
     keep_in_memory: bool = False,
     cache_dir: str | None = None,
+    take_tokens: bool = False,
 ) -> ImageSplits:
-    """Open a data set of images.
+    """Open a data set of images, or of their tokens.
 
     Splits named "validation" and "test" are used where they exist. Without a validation split, rows are held out from
     the training split, the same ones in every run: of data with a length, those that a permutation seeded 0 puts first;
@@ -82,6 +74,7 @@ def load_images(
             files, so they may be more.
         keep_in_memory: copy the prepared data to memory.
         cache_dir: where prepared data go; by default the cache of `datasets`.
+        take_tokens: of a data set of image tokens (see `describe_tokens`) the rows, without decoding any picture.
 
     Raises:
         FileNotFoundError: no such folder, file or data set.
@@ -95,25 +88,40 @@ def load_images(
     # A table of local pictures holds nothing but their paths; unlike a stream of them it can be permuted.
     as_table = not streaming or _lists_local_pictures(builder)
     opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
-    train = _choose(opened, train_split)
-    validation = _choose(opened, validation_split) if validation_split else None
-    if validation is None and validation_size is None and train_split != "validation":
-        validation = opened.get("validation")
-    unused = "test" not in (train_split, validation_split)
-    test = _choose(opened, test_split) if test_split else opened.get("test") if unused else None
+    train, validation, test = _choose_splits(opened, train_split, validation_split, test_split)
+    if validation_split is None and validation_size is not None:
+        validation = None
     if validation is None and validation_size != 0:
-        train, validation = (_hold_out_rows if as_table else _hold_out_files)(builder, train, validation_size)
+        train, validation = (hold_out_rows if as_table else hold_out_files)(builder, train, validation_size)
+    splits: list[Any] = [train, validation, test]
+    if take_tokens:
+        return ImageSplits(*(split and _without_pictures(split) for split in splits))
     in_tables = isinstance(builder, Parquet) and not as_table
-    splits = [_undecoded(split, image_column, in_tables) if split else None for split in (train, validation, test)]
+    splits = [split and _undecoded(split, image_column, in_tables) for split in splits]
     return ImageSplits(*(_as_streams(*splits) if streaming and as_table else splits))
 
 
-def num_examples(dataset: ImageDataset) -> int | None:
-    """The number of rows; of a stream only where its files or its description on the Hub tell it, else None."""
-    if isinstance(dataset, Dataset):
-        return len(dataset)
-    split = (dataset.info.splits or {}).get(str(dataset.split))
-    return split.num_examples if split else None
+def describe_tokens(
+    dataset_name: str,
+    *,
+    dataset_config_name: str | None = None,
+    data_files: DataFiles | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> TokenDescription | None:
+    """What tokens a data set of Parquet files holds, None if their schema tells of none.
+
+    For the arguments see `load_images`.
+
+    Raises:
+        FileNotFoundError: no such folder, file or data set.
+        ValueError: files that hold tokens of different tokenizers.
+    """
+    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    if not isinstance(builder, Parquet):
+        return None
+    files = [str(file) for file in chain.from_iterable(builder.config.data_files.values())]
+    return read_description(files) if describes_tokens(files[0]) else None
 
 
 def shard_names(dataset: IterableDataset) -> list[str] | None:
@@ -160,9 +168,19 @@ def _open_streams(builder: DatasetBuilder) -> dict[str, IterableDataset]:
     opened = builder.as_streaming_dataset()
     if isinstance(builder, Parquet):
         for name, stream in opened.items():
-            files = _files(builder, name)
-            _record(stream, files, num_examples(stream) or _count_rows(files))
+            files = files_of(builder, name)
+            record(stream, files, num_examples(stream) or count_rows(files))
     return opened
+
+
+def _choose_splits(opened: Mapping[str, Any], train: str, validation: str | None, test: str | None) -> list[Any]:
+    """The splits of these names; by default those called validation and test, if there are and nothing else is."""
+    free = {name: split for name, split in opened.items() if name not in (train, validation, test)}
+    return [
+        _choose(opened, train),
+        _choose(opened, validation) if validation else free.get("validation"),
+        _choose(opened, test) if test else free.get("test"),
+    ]
 
 
 def _choose(opened: Mapping[str, ImageDataset], name: str) -> ImageDataset:
@@ -171,78 +189,9 @@ def _choose(opened: Mapping[str, ImageDataset], name: str) -> ImageDataset:
     return opened[name]
 
 
-def _record(stream: IterableDataset, shards: Iterable[str], rows: int) -> IterableDataset:
-    """Write down the shards and the rows of a stream where renaming and casting its columns keep them."""
-    name = str(stream.split)
-    stream.info.splits = SplitDict({name: SplitInfo(name, num_examples=rows)})
-    stream.info.download_checksums = {shard: {} for shard in shards}
-    return stream
-
-
-def _hold_out_rows(builder: DatasetBuilder, train: Dataset, asked: int | None) -> tuple[Dataset, Dataset]:
-    size = _validation_size(asked, len(train))
-    order = np.random.default_rng(0).permutation(len(train))
-    return train.select(np.sort(order[size:])), train.select(np.sort(order[:size]))
-
-
-def _hold_out_files(
-    builder: DatasetBuilder, train: IterableDataset, asked: int | None
-) -> tuple[IterableDataset, IterableDataset]:
-    name, total = str(train.split), num_examples(train)
-    if not isinstance(builder, Parquet) or total is None:
-        raise ValueError(f"rows can be held out from a stream of Parquet files only: {_WAYS_OUT}")
-    size = _validation_size(asked, total)
-    files = sorted(_files(builder, name))
-    if len(files) == 1:
-        return _hold_out_row_groups(train, files[0], size)
-    held_out = _last_pieces([_count_rows([file]) for file in files], size)
-    builder.config.data_files = {name: files[:-held_out], _HELD_OUT: files[-held_out:]}
-    rest, validation = (builder.as_streaming_dataset()[split] for split in (name, _HELD_OUT))
-    rows = _count_rows(files[-held_out:])
-    return _record(rest, files[:-held_out], total - rows), _record(validation, files[-held_out:], rows)
-
-
-def _hold_out_row_groups(train: IterableDataset, file: str, size: int) -> tuple[IterableDataset, IterableDataset]:
-    rows = _row_groups(file)
-    held_out = _last_pieces(rows, size)
-    groups = train.reshard()
-    shards = [groups.shard(len(rows), index) for index in range(len(rows))]
-    names = [f"{file}, row group {index}" for index in range(len(rows))]
-    parts = slice(None, -held_out), slice(-held_out, None)
-    rest, validation = (_record(concatenate_datasets(shards[part]), names[part], sum(rows[part])) for part in parts)
-    return rest, validation
-
-
-def _validation_size(asked: int | None, total: int) -> int:
-    size = max(1, min(DEFAULT_VALIDATION_SIZE, total // 10)) if asked is None else asked
-    if not 0 < size < total:
-        raise ValueError(f"cannot hold out validation_size={size} of {total} rows: choose from 0 to {total - 1}")
-    return size
-
-
-def _last_pieces(rows: list[int], size: int) -> int:
-    """How many of the last pieces (files or row groups) together hold `size` rows; the first one always stays."""
-    for count in range(1, len(rows)):
-        if sum(rows[-count:]) >= size:
-            return count
-    raise ValueError(f"cannot hold out {size} rows by whole pieces, which have {rows[:10]} rows: {_WAYS_OUT}")
-
-
-def _files(builder: DatasetBuilder, split: str) -> list[str]:
-    return [str(file) for name, files in builder.config.data_files.items() if str(name) == split for file in files]
-
-
-def _count_rows(files: list[str]) -> int:
-    with ThreadPoolExecutor(16) as pool:
-        return sum(map(sum, pool.map(_row_groups, files)))
-
-
-@lru_cache(maxsize=65_536)
-def _row_groups(file: str) -> list[int]:
-    """The rows of each row group of a Parquet file, from its footer."""
-    with open_file(file) as stream:
-        footer = pq.read_metadata(stream)
-    return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+def _without_pictures(dataset: ImageDataset) -> ImageDataset:
+    """The columns that take no decoding."""
+    return dataset.select_columns([n for n, f in dataset.features.items() if not hasattr(f, "decode_example")])
 
 
 def _undecoded(dataset: ImageDataset, column: str | None, in_tables: bool) -> ImageDataset:
@@ -291,4 +240,4 @@ def _as_streams(train: Dataset, *others: Dataset | None) -> list[IterableDataset
     # Folders list one class after the other, and a stream is shuffled in blocks: mix the training rows beforehand.
     mixed = train.select(np.random.default_rng(0).permutation(len(train)))
     streams = (table and table.to_iterable_dataset(num_shards=min(64, len(table))) for table in (mixed, *others))
-    return [stream and _record(stream, (), len(table)) for stream, table in zip(streams, (train, *others), strict=True)]
+    return [stream and record(stream, (), len(table)) for stream, table in zip(streams, (train, *others), strict=True)]

@@ -14,7 +14,7 @@ from datasets import IterableDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from hf_vq.datasets_io import ImageDataset, ImageSplits, load_images, num_examples
+from hf_vq.datasets_io import ImageDataset, ImageSplits, describe_tokens, load_images, num_examples
 from hf_vq.decoding import BadImageError, decode_image
 from hf_vq.readers import Cursor, Part, Reader, Row, count_readers, open_reader
 
@@ -25,6 +25,7 @@ __all__ = [
     "ToPixelValues",
     "TrainBatches",
     "decode_image",
+    "describe_tokens",
     "load_images",
     "num_examples",
 ]
@@ -79,7 +80,7 @@ class _BatchMaker(torch.utils.data.IterableDataset):
         while len(rows) < self.owner.batch_size and (taken := reader.take(self.owner.batch_size - len(rows))):
             for row in taken:
                 try:
-                    rows.append({**row.cells, "image": decode_image(row.cells["image"])})
+                    rows.append(_with_picture(row.cells))
                     failures_in_a_row = 0
                 except BadImageError as error:
                     bad[_place(reader, row)] = str(error)
@@ -87,6 +88,10 @@ class _BatchMaker(torch.utils.data.IterableDataset):
                     # A small data set with nothing but bad examples would be read for ever.
                     self.owner._check(max(len(bad), failures_in_a_row), bad)
         return rows, bad
+
+
+def _with_picture(cells: dict[str, Any]) -> dict[str, Any]:
+    return {**cells, "image": decode_image(cells["image"])} if "image" in cells else cells
 
 
 def _place(reader: Reader, row: Row) -> str:
@@ -168,9 +173,9 @@ class TrainBatches(_Batches):
     `num_workers`; of a stream, loader workers read different shards.
 
     Args:
-        dataset: rows with an undecoded picture in "image", as `load_images` gives them.
-        transform: from rows, whose "image" is now a PIL image, to a dict of tensors; it runs in the loader workers,
-            and must be deterministic if continued runs are to equal uninterrupted ones.
+        dataset: rows as `load_images` gives them, with an undecoded picture in "image" or without pictures.
+        transform: from rows, whose "image", if any, is now a PIL image, to a dict of tensors; it runs in the loader
+            workers, and must be deterministic if continued runs are to equal uninterrupted ones.
         batch_size: examples in a batch of this process.
         seed: of the order, alike in all processes.
         rank: this process, in [0, world_size).

@@ -69,7 +69,8 @@ def timed(work: Callable[[], object], device: str) -> float:
 def pixelcnn(side: int, device: str) -> Contenders:
     """`generate`, and the whole grid for each token."""
     config = PixelCNNPriorConfig(codebook_size=CODES, grid_size=side, hidden_size=128, num_hidden_layers=10)
-    prior = PixelCNNPrior(config).to(device).eval()
+    with torch.device(device):
+        prior = PixelCNNPrior(config).eval()
     tokens = torch.randint(CODES, (16, side, side), device=device)
     sequences = prior.sequences(tokens)
     places = torch.linspace(1, side * side, min(STEPS_OF_THE_LOOP, side * side)).round().int().tolist()
@@ -88,8 +89,8 @@ def pixelcnn(side: int, device: str) -> Contenders:
 def make_transformer(device: str) -> TransformerPrior:
     """6 layers of 256 on 8 x 8."""
     config = TransformerPriorConfig(codebook_size=CODES, grid_size=8, hidden_size=256, num_hidden_layers=6)
-    prior: TransformerPrior = TransformerPrior(config).to(device)
-    return prior
+    with torch.device(device):
+        return TransformerPrior(config)
 
 
 def make_gpt2(device: str) -> GPT2LMHeadModel:
@@ -97,8 +98,8 @@ def make_gpt2(device: str) -> GPT2LMHeadModel:
     config = GPT2Config(
         vocab_size=CODES + 1, n_positions=65, n_embd=256, n_layer=6, n_head=4, bos_token_id=CODES, eos_token_id=None
     )
-    model: GPT2LMHeadModel = GPT2LMHeadModel(config).to(device)
-    return model
+    with torch.device(device):
+        return GPT2LMHeadModel(config)
 
 
 def transformer(batch: int, device: str) -> Contenders:

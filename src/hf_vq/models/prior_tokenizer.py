@@ -37,20 +37,24 @@ def tokenizer_location(config: Any) -> str:
 
 def check_tokenizer(config: Any, model: Any) -> None:
     """Raises a ValueError that names both unless `model` is the tokenizer that a prior's config was made for."""
-    there = model.config
-    facts = {
-        "codebook_size": (config.codebook_size, there.codebook_size),
-        "num_codebooks": (config.num_codebooks, there.num_codebooks),
-        "grid_size": (list(config.grid_size), list(there.grid_size)),
-    }
-    if config.tokenizer_fingerprint is not None:
-        facts["fingerprint"] = (config.tokenizer_fingerprint[:16], model.fingerprint()[:16])
-    differing = [f"{name} {ours} there and {theirs} here" for name, (ours, theirs) in facts.items() if ours != theirs]
-    if differing:
+    if differing := differences(config, model):
         raise ValueError(
             f"the prior {config.name_or_path or 'at hand'} was made for the tokenizer {config.tokenizer_name_or_path}, "
-            f"and {there.name_or_path or 'this one'} is another: {', '.join(differing)}"
+            f"and {model.config.name_or_path or 'this one'} is another: {', '.join(differing)}"
         )
 
 
-__all__ = ["check_tokenizer", "load_tokenizer", "tokenizer_location"]
+def differences(made_for: Any, model: Any) -> list[str]:
+    """In what the tokenizer `model` differs from the one that a prior's config or a token data set was made for."""
+    here = model.config
+    facts = {
+        "codebook_size": (made_for.codebook_size, here.codebook_size),
+        "num_codebooks": (made_for.num_codebooks, here.num_codebooks),
+        "grid_size": (list(made_for.grid_size), list(here.grid_size)),
+    }
+    if made_for.tokenizer_fingerprint is not None:
+        facts["fingerprint"] = (made_for.tokenizer_fingerprint[:16], model.fingerprint()[:16])
+    return [f"{name} {ours} there and {theirs} here" for name, (ours, theirs) in facts.items() if ours != theirs]
+
+
+__all__ = ["check_tokenizer", "differences", "load_tokenizer", "tokenizer_location"]
