@@ -68,8 +68,7 @@ def load_images(
         streaming: read while training goes on, instead of preparing a copy on disk first.
         image_column: the column of the pictures; by default the only one that holds pictures.
         train_split: the split to train on.
-        validation_split: the split to evaluate on while training.
-        test_split: the split to test on.
+        validation_split, test_split: the splits to evaluate on while training, and to test on.
         validation_size: rows to hold out, 0 for none; by default a tenth, at most 5,000. A stream holds out whole
             files, so they may be more.
         keep_in_memory: copy the prepared data to memory.

@@ -86,10 +86,12 @@ def _last_pieces(rows: list[int], size: int) -> int:
 
 
 def files_of(builder: DatasetBuilder, split: str) -> list[str]:
+    """The files of a split."""
     return [str(file) for name, files in builder.config.data_files.items() if str(name) == split for file in files]
 
 
 def count_rows(files: list[str]) -> int:
+    """The rows of Parquet files, from their footers."""
     with ThreadPoolExecutor(16) as pool:
         return sum(map(sum, pool.map(_row_groups, files)))
 

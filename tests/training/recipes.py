@@ -159,7 +159,9 @@ def assert_same_run(left: Path, right: Path, step: int = 10) -> None:
     for name in tensors:
         assert_same_tensors(load_file(ours / name), load_file(theirs / name))
     assert state_of(ours) == state_of(theirs)
-    for name in ("model.safetensors", "codes.safetensors"):
+    kept = sorted(path.name for path in left.glob("*.safetensors"))
+    assert "model.safetensors" in kept and kept == sorted(path.name for path in right.glob("*.safetensors"))
+    for name in kept:
         assert_same_tensors(load_file(left / name), load_file(right / name))
     assert log_of(left) == log_of(right)
     assert evaluation_of(left) == evaluation_of(right)

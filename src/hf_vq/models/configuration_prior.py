@@ -1,10 +1,19 @@
 """What the configs of all priors share."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+PIPELINES = {
+    "unconditional-image-generation": {
+        "impl": "pipeline_image_generation.ImageGenerationPipeline",
+        "pt": ["AutoModelForCausalLM"],
+        "type": "image",
+    }
+}
 
 
 @strict
@@ -48,7 +57,18 @@ class PriorConfig(PreTrainedConfig):
         size = self.grid_size
         self.grid_size = [size, size] if isinstance(size, int) else list(size)
         self.bos_token_id = self.codebook_size
+        kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """Where transformers finds the pipeline in a copy of this code; hf_vq itself registers it by name."""
+        # transformers writes classes into what it gets.
+        return deepcopy(PIPELINES) if type(self).__module__.startswith("transformers_modules.") else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and where those without hf_vq find the pipeline."""
+        return {**super().to_dict(), "custom_pipelines": deepcopy(PIPELINES)}
 
     @property
     def vocab_size(self) -> int:

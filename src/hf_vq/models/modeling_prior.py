@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_prior import PriorConfig
 from .depth_head import DepthHead, ScoreHead
+from .pipeline_image_generation import ImageGenerationPipeline  # noqa: F401  # its file travels with the model
 from .prior_cache import StateLayer
 from .prior_inputs import check_class_labels, check_sequences, check_tokens
 
