@@ -91,7 +91,7 @@ def add_sample(commands: Any) -> None:
     parser = add_command(commands, "sample", "Sample images from a prior: a row a class.", sample)
     parser.add_argument("--num_images", type=int, default=16, help="images of each class (default: %(default)s)")
     parser.add_argument("--class_labels", type=int, nargs="+", default=[-1], help="classes; -1 is no class (default)")
-    parser.add_argument("--output", type=Path, default=Path("samples.png"), help="(default: %(default)s)")
+    parser.add_argument("--output", "--out", type=Path, default=Path("samples.png"), help="(default: %(default)s)")
     parser.add_argument("--guidance_scale", type=float, help="over 1: closer to the class, less variety")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=0, help="the likeliest codes only; 0 for all (default)")

@@ -12,21 +12,19 @@ missing. `--num_processes` trainings at a time, each on one thread.
 """
 
 import argparse
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from short_priors import tokenized, tokens_of, train_prior
 
 from hf_vq import SQVAEConfig, SQVAEModel, TransformerPrior, TransformerPriorConfig
-from hf_vq.canonical import canonical
 from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
 from hf_vq.prior_evaluation import evaluate_prior
 from kept_jobs import Count, Job, Numbers, run_jobs
 from panels import say
-from short_runs import load_pixels, planned_steps, to_pixel_values, train_short
+from short_runs import load_pixels, planned_steps, train_short
 
 CODEBOOKS = (1, 2, 4, 10)
 CODES, SIDE = 512, 8
@@ -49,7 +47,6 @@ PUBLISHED = {
     "VQ-VAE, soft EM (Roy et al. 2018)": 4.80,
     "VIMCO (van den Oord et al. 2017)": 5.14,
 }
-AT_ONCE = 250
 
 
 def train(
@@ -67,57 +64,10 @@ def train(
     train_prior(network, tokens_of(model, pixels), **prior["plan"], seed=seed, count=count)
     test = load_pixels(data["dataset_name"], "test")[: data["limit"]]
     return {
-        **evaluate_prior(network, labelled(model, test), decoder=model).metrics,
+        **evaluate_prior(network, tokenized(model, test), decoder=model).metrics,
         "parameters": {name: net.num_parameters() for name, net in (("tokenizer", model), ("prior", network))},
         "images_per_second_of_tokenizer": speed,
     }
-
-
-def labelled(model: Any, pixels: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Batches of images with their canonical tokens."""
-    for part in pixels.split(AT_ONCE):
-        pixel_values = to_pixel_values(part)
-        with canonical(model):
-            image_tokens = model.encode(pixel_values).image_tokens
-        yield {"pixel_values": pixel_values, "image_tokens": image_tokens}
-
-
-def tokens_of(model: Any, pixels: Tensor) -> Tensor:
-    """The canonical tokens of all images, (N, h, w[, M])."""
-    return torch.cat([batch["image_tokens"] for batch in labelled(model, pixels)])
-
-
-def train_prior(
-    prior: TransformerPrior,
-    image_tokens: Tensor,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    count: Count,
-) -> None:
-    """AdamW, the learning rate rising for a hundred steps and then falling to 0 along a cosine; autocast to bf16."""
-    sequences = prior.sequences(image_tokens)
-    steps = planned_steps(len(sequences), epochs, batch_size)
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=learning_rate, weight_decay=0.1)
-    torch.manual_seed(seed)
-    order = torch.cat([torch.randperm(len(sequences)) for _ in range(epochs)])
-    prior.train()
-    for step, rows in enumerate(order[: steps * batch_size].split(batch_size)):
-        rate = min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * step / steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate
-        batch = sequences[rows]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = prior(batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        count(batch_size)
-    if not bool(loss.isfinite()):
-        raise FloatingPointError(f"the prior's loss is {loss.item()} after {steps} steps")
 
 
 def trainings(dataset_name: str, limit: int) -> dict[str, Job]:

@@ -51,7 +51,7 @@ class CausalAttention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor | None]:
         """hidden (B, S, W) to the same, and the weights where the attention implementation gives them."""
-        query, key, value = self.query_key_value(hidden).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.project(hidden)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -60,6 +60,11 @@ class CausalAttention(nn.Module):
         dropout = self.config.dropout if self.training else 0.0
         mixed, weights = attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling)
         return self.output(mixed.flatten(2)), weights
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, S, W / heads) each."""
+        query, key, value = self.query_key_value(hidden).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
 
 class TransformerBlock(GradientCheckpointingLayer):
