@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hf_vq import VQVAEConfig, VQVAEModel
-from hf_vq.cli import find_images, main
+from hf_vq.cli import main
 from hf_vq.code_counts import save_code_counts
+from hf_vq.commands.tokens import find_images
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.token_files import output_names, read_records
 from hf_vq.tokenizer import ImageTokenizer

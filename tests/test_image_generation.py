@@ -1,9 +1,13 @@
 """Images out of a prior: the pipeline, the command, and the tokenizer that must be the prior's own."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as DatasetImage
 from PIL import Image
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -120,3 +124,59 @@ def test_the_command_draws_a_row_a_class(repositories: Path, capsys: pytest.Capt
         assert tall > 2.5 * page.height
     assert main(["sample", prior, "--class_labels", "7", "--output", str(out)]) == 2
     assert "class_labels must lie in [0, 3)" in capsys.readouterr().err
+
+
+def evaluated(repositories: Path, *flags: str) -> dict[str, Any]:
+    """What `hf-vq evaluate` writes of the prior on twelve pictures."""
+    write_pictures(repositories / "data")
+    data = ["--dataset_name", str(repositories / "data"), "--split", "train", "--streaming"]
+    output = repositories / "evaluation.json"
+    assert main(["evaluate", str(repositories / "prior"), *data, *flags, "--output", str(output)]) == 0
+    return json.loads(output.read_text())
+
+
+def write_pictures(folder: Path) -> None:
+    features = Features({"image": DatasetImage(), "label": ClassLabel(num_classes=CLASSES)})
+    pictures = [Image.effect_noise((SIDE, SIDE), 60).convert("RGB") for _ in range(12)]
+    folder.mkdir(exist_ok=True)
+    rows = {"image": pictures, "label": [row % CLASSES for row in range(12)]}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+
+
+def test_the_command_measures_a_prior(repositories: Path, capsys: pytest.CaptureFixture[str]):
+    measured = evaluated(repositories)
+    assert "bits_per_token_of_class" in capsys.readouterr().out
+    assert measured["num_images"] == 12 and 0 < measured["bits_per_token"] < 5
+    # Tokens take a part of the bits; the image given them the rest.
+    assert measured["bits_per_dim"] > measured["bits_per_token"] * 16 / (3 * SIDE * SIDE)
+    assert measured["tokenizer_name_or_path"] == "../tok" and "null class" in measured["protocol"]
+    assert measured["bits_per_token_of_class"] not in (None, measured["bits_per_token"])
+    assert evaluated(repositories, "--label_column", "none")["bits_per_token_of_class"] is None
+
+
+def test_another_decoder_of_the_same_tokens_changes_the_images_bits_only(repositories: Path):
+    first = evaluated(repositories)
+    model = hf_vq.SQVAEModel.from_pretrained(repositories / "tok")
+    model.observation_variance.fill_(0.5)
+    tok = hf_vq.ImageTokenizer(model, hf_vq.VQImageProcessor.for_config(model.config))
+    tok.save_pretrained(repositories / "wide")
+    second = evaluated(repositories, "--tokenizer_name_or_path", str(repositories / "wide"))
+    assert second["bits_per_token"] == pytest.approx(first["bits_per_token"])
+    assert abs(second["bits_per_dim"] - first["bits_per_dim"]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "message"),
+    [
+        ("prior", ["--fd_model", "org/features"], "name a tokenizer, not a prior"),
+        ("tok", ["--tokenizer_name_or_path", "org/tok"], "is for priors"),
+        ("prior", ["--label_column", "image"], "holds no class labels; columns that do: label"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(
+    repositories: Path, model: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    write_pictures(repositories / "data")
+    data = ["--dataset_name", str(repositories / "data"), "--split", "train", "--streaming"]
+    assert main(["evaluate", str(repositories / model), *data, *flags, "--output", str(repositories / "e.json")]) == 2
+    assert message in capsys.readouterr().err

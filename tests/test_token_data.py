@@ -10,7 +10,8 @@ import torch
 from datasets import load_dataset
 
 from hf_vq.streams import EvaluationBatches, TrainBatches, describe_tokens, load_images, num_examples
-from hf_vq.token_data import ToImageTokens, TokenDescription, describes_tokens, read_description
+from hf_vq.token_batches import ToImageTokens
+from hf_vq.token_data import TokenDescription, describes_tokens, read_description
 from token_files import CLASSES, write_token_data, write_token_file
 
 DESCRIPTION = TokenDescription(11, 1, (2, 3), "f" * 64, "org/tok", "abc", "0" * 64)

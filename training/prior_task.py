@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from datasets import ClassLabel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
 from engine import EngineArguments
 from hf_vq.canonical import canonical
 from hf_vq.evaluation import Evaluation, to_uint8
-from hf_vq.models.prior_tokenizer import check_tokenizer, differences
+from hf_vq.models.prior_tokenizer import check_tokenizer
 from hf_vq.pictures import save_samples
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
-from hf_vq.token_data import ToImageTokens, TokenDescription
-from token_batches import SequenceBatches, TokenBatches, ToLabelledPixelValues
+from hf_vq.token_batches import ToImageTokens, TokenBatches, ToLabelledPixelValues, find_classes
+from hf_vq.token_data import TokenDescription
+from sequence_batches import SequenceBatches
 
 SAMPLES_OF_A_CLASS, CLASSES_SHOWN = 8, 10
 PICTURED_SEED = 0
@@ -92,7 +92,8 @@ class PriorTask:
 
         Raises: ValueError if data or prior were made for another tokenizer.
         """
-        self._check_data()
+        if self.description is not None:
+            self.description.check_made_by(self.tokenizer)
         if self.model_name_or_path:
             prior = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
             check_tokenizer(prior.config, self.tokenizer)
@@ -106,21 +107,6 @@ class PriorTask:
         config.tokenizer_fingerprint = self.tokenizer.fingerprint()
         check_tokenizer(config, self.tokenizer)
         return AutoModelForCausalLM.from_config(config)
-
-    def _check_data(self) -> None:
-        """Raises a ValueError unless the tokens of a token data set are this tokenizer's, all of one grid."""
-        made = self.description
-        if made is None:
-            return
-        if made.grid_size is None:
-            raise ValueError(
-                "the token data set has grids of several sizes, and a prior has one: tokenize with one size"
-            )
-        if differing := differences(made, self.tokenizer):
-            raise ValueError(
-                f"the token data set was made by the tokenizer {made.tokenizer_name_or_path}, and "
-                f"{self.tokenizer_name_or_path} is another: {', '.join(differing)}"
-            )
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
         """Endless shuffled sequences."""
@@ -211,19 +197,3 @@ class PriorTask:
             f'pipe = pipeline("unconditional-image-generation", model="{run_dir}")',
             f"images = pipe({what})",
         ]
-
-
-def find_classes(dataset: Any, label_column: str | None) -> tuple[str | None, list[str]]:
-    """The column of the class labels and the names of the classes; (None, []) where there are none.
-
-    Raises: ValueError if the column asked for does not hold classes.
-    """
-    features = dataset.features or {}
-    columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if label_column == "none" or (label_column is None and len(columns) != 1):
-        return None, []
-    column = label_column or columns[0]
-    if column not in columns:
-        found = ", ".join(columns) or "none"
-        raise ValueError(f"label_column {column!r} holds no class labels; columns that do: {found}")
-    return column, list(features[column].names)

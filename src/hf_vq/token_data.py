@@ -6,15 +6,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from hf_vq.decoding import open_file
+from hf_vq.models.prior_tokenizer import differences
 
-__all__ = ["TOKEN_COLUMN", "ToImageTokens", "TokenDescription", "describes_tokens", "read_description"]
+__all__ = ["TOKEN_COLUMN", "TokenDescription", "describes_tokens", "read_description"]
 
 TOKEN_COLUMN = "image_tokens"
 METADATA_KEY = b"hf_vq"
@@ -57,6 +55,16 @@ class TokenDescription:
         fields = json.loads(text)
         return cls(**fields | {"grid_size": fields["grid_size"] and tuple(fields["grid_size"])})
 
+    def check_made_by(self, model: Any) -> None:
+        """Raises a ValueError that names both tokenizers unless `model` is the one that made all of these tokens."""
+        if self.grid_size is None:
+            raise ValueError("the token data set has grids of several sizes, a prior has one: tokenize at one size")
+        if differing := differences(self, model):
+            raise ValueError(
+                f"the token data set was made by the tokenizer {self.tokenizer_name_or_path}, and "
+                f"{model.config.name_or_path or 'this one'} is another: {', '.join(differing)}"
+            )
+
 
 def describes_tokens(file: str | os.PathLike[str]) -> bool:
     """Whether a Parquet file, local or a URL, holds image tokens."""
@@ -79,27 +87,6 @@ def read_description(files: Iterable[str]) -> TokenDescription:
     if shared is None:
         raise ValueError("no files of image tokens are given")
     return shared
-
-
-@dataclass
-class ToImageTokens:
-    """The transform for priors: rows of one grid to {"image_tokens": (B, h, w[, M])} and, if known, class_labels.
-
-    Args:
-        description: of the data set.
-        label_column: where the labels are, None for none.
-    """
-
-    description: TokenDescription
-    label_column: str | None = None
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        codebooks = (self.description.num_codebooks,) if self.description.num_codebooks > 1 else ()
-        tokens = torch.from_numpy(np.array([row[TOKEN_COLUMN] for row in rows], dtype=np.int64))
-        batch = {"image_tokens": tokens.view(-1, *(self.description.grid_size or ()), *codebooks)}
-        if self.label_column is not None:
-            batch["class_labels"] = torch.tensor([row[self.label_column] for row in rows])
-        return batch
 
 
 def _schema(file: str | os.PathLike[str]) -> pa.Schema:

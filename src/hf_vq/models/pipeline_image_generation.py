@@ -41,7 +41,7 @@ class ImageGenerationPipeline(Pipeline):
         super().__init__(model, **kwargs)
         if decoder is None or image_processor is None:
             # Who trusts the prior's own code has trusted that of the tokenizer it names.
-            own_code = {"trust_remote_code": True} if self.model.is_remote_code() else {}
+            own_code: dict[str, Any] = {"trust_remote_code": True} if self.model.is_remote_code() else {}
             decoder, image_processor = load_tokenizer(self.model.config, **own_code)
         check_tokenizer(self.model.config, decoder)
         self.decoder, self.image_processor = decoder.to(self.device).eval(), image_processor

@@ -6,17 +6,19 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoModel
 
 
-def load_tokenizer(config: Any, **kwargs: Any) -> tuple[Any, Any]:
+def load_tokenizer(config: Any, name: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
     """The tokenizer's model, in evaluation, and its image processor.
 
     Args:
         config: the `PriorConfig` of a prior that was loaded or saved, so that it knows its own folder.
+        name: of another tokenizer of the same tokens, with a decoder of its own; by default the one that config names.
         kwargs: for `from_pretrained`, `trust_remote_code` for instance.
 
     Raises: ValueError if the config names no tokenizer, or the tokenizer is another than the one it was made for.
     """
-    name = tokenizer_location(config)
-    kwargs = {"revision": config.tokenizer_revision, **kwargs} if config.tokenizer_revision else kwargs
+    if name is None:
+        name = tokenizer_location(config)
+        kwargs = {"revision": config.tokenizer_revision, **kwargs} if config.tokenizer_revision else kwargs
     model = AutoModel.from_pretrained(name, **kwargs)
     check_tokenizer(config, model)
     return model, AutoImageProcessor.from_pretrained(name, **kwargs)
