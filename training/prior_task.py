@@ -95,9 +95,9 @@ class PriorTask:
         if self.description is not None:
             self.description.check_made_by(self.tokenizer)
         if self.model_name_or_path:
-            prior = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
-            check_tokenizer(prior.config, self.tokenizer)
-            return prior
+            saved = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
+            check_tokenizer(saved.config, self.tokenizer)
+            return saved
         known = self.tokenizer.config
         sizes = {name: getattr(known, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
         classes = {"num_classes": len(self.class_names)}
@@ -106,7 +106,9 @@ class PriorTask:
         config.tokenizer_revision = self.tokenizer_revision
         config.tokenizer_fingerprint = self.tokenizer.fingerprint()
         check_tokenizer(config, self.tokenizer)
-        return AutoModelForCausalLM.from_config(config)
+        prior: Any = AutoModelForCausalLM.from_config(config)
+        prior.start_from_codebook(self.tokenizer.quantizer.vectors())
+        return prior
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
         """Endless shuffled sequences."""

@@ -6,6 +6,7 @@ from tiny_priors import CLASSES, CODES, FAMILIES, GRID, make_prior, make_tokens
 from torch import Tensor
 
 from hf_vq import PixelCNNPrior
+from hf_vq.models.fourier_features import fourier_features
 from hf_vq.models.modeling_prior import PriorPreTrainedModel
 
 LABELS = torch.tensor([1, 3])
@@ -352,3 +353,37 @@ def test_the_pixelcnn_equals_the_loops_in_value_and_gradient(family):
     ours, theirs = (torch.autograd.grad((out * upstream).sum(), parameters) for out in (trunk, expected))
     for name, one, other in zip([n for n, _ in prior.named_parameters()], ours, theirs, strict=False):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# Where training starts.
+
+
+@pytest.mark.parametrize("codebooks", [1, 3])
+@every_family
+def test_close_codes_start_alike(family: str, codebooks: int):
+    prior = make_prior(family, codebooks)
+    vectors = torch.randn(codebooks, CODES, 4)
+    vectors[:, 1] = vectors[:, 0]
+    prior.start_from_codebook(vectors)
+    tokens = make_tokens(prior)
+    swapped = torch.where(tokens == 0, 1, torch.where(tokens == 1, 0, tokens))
+    logits, others = (prior(prior.sequences(seen), use_cache=False).logits for seen in (tokens, swapped))
+    # Codes 0 and 1 are one vector: neither what follows them nor how likely they are tells them apart.
+    torch.testing.assert_close(logits, others)
+    torch.testing.assert_close(logits[..., 0], logits[..., 1])
+    assert not torch.isclose(logits[:, :-1, 0], logits[:, :-1, 2]).any()
+
+
+def test_a_codebook_of_another_size_is_no_start():
+    with pytest.raises(ValueError, match=r"vectors must be \(1, 11, D\) for this prior, got shape \(1, 12, 4\)"):
+        make_prior("transformer").start_from_codebook(torch.randn(1, 12, 4))
+
+
+def test_fourier_features_are_a_kernel():
+    vectors = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5, 3.0]) + 7
+    features = fourier_features(vectors, 40_000)
+    squared = torch.cdist(vectors, vectors).square()
+    # The exponent of two codes drawn at random, themselves included, is 4 on average.
+    expected = torch.exp(-4 * squared / squared.mean())
+    torch.testing.assert_close(features @ features.mT / 40_000, expected, rtol=0, atol=0.03)
+    assert fourier_features(torch.zeros(3, 2), 5).isfinite().all()

@@ -4,6 +4,8 @@ Letters: B sequences, P positions, M codebooks of K codes, W the trunk's width. 
 positions, codebook fastest.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,10 @@ class ScoreHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
         self.scores = nn.Linear(hidden_size, codebook_size)
+
+    def tables(self) -> list[list[Tensor]]:
+        """For each codebook the weights with a row (W,) for each of its K codes."""
+        return [[self.scores.weight]]
 
     def forward(self, hidden: Tensor, codes: Tensor, first: int) -> Tensor:
         """hidden (B, P, W) to scores (B, P - first, K) from position `first` on; codes are not looked at."""
@@ -33,7 +39,12 @@ class DepthHead(nn.Module):
         self.codebook = nn.Embedding(num_codebooks, hidden_size)
         self.norm_in, self.norm_out = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
         self.widen, self.narrow = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
-        self.scores = nn.ModuleList(nn.Linear(hidden_size, codebook_size) for _ in range(num_codebooks))
+        self.scores: Any = nn.ModuleList(nn.Linear(hidden_size, codebook_size) for _ in range(num_codebooks))
+
+    def tables(self) -> list[list[Tensor]]:
+        """For each codebook the weights with a row (W,) for each of its K codes."""
+        earlier = [[rows] for rows in self.earlier.weight.split(self.codebook_size)]
+        return [[head.weight, *rows] for head, rows in zip(self.scores, [*earlier, []], strict=True)]
 
     def forward(self, hidden: Tensor, codes: Tensor, first: int) -> Tensor:
         """Scores (B, P * M - first, K) of the slots from `first` on.

@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_prior import PriorConfig
 from .depth_head import DepthHead, ScoreHead
+from .fourier_features import fourier_features
 from .pipeline_image_generation import ImageGenerationPipeline  # noqa: F401  # its file travels with the model
 from .prior_cache import StateLayer
 from .prior_inputs import check_class_labels, check_sequences, check_tokens
@@ -80,6 +81,26 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
     def new_cache(self) -> Cache:
         """An empty cache for the trunk."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def start_from_codebook(self, vectors: Tensor) -> None:
+        """Begins embeddings and scores alike for codes that are close, which training otherwise has to find out.
+
+        Args:
+            vectors: (M, K, D), the tokenizer's `quantizer.vectors()`.
+
+        Raises: ValueError for another number of codes or codebooks.
+        """
+        if tuple(vectors.shape[:2]) != (self.config.num_codebooks, self.config.codebook_size):
+            raise ValueError(
+                f"vectors must be ({self.config.num_codebooks}, {self.config.codebook_size}, D) for this prior, got "
+                f"shape {tuple(vectors.shape)}"
+            )
+        embeddings = self.codes.weight.split(self.config.codebook_size)
+        for own, embedding, tables in zip(vectors, embeddings, self.head.tables(), strict=True):
+            for table in (embedding, *tables):
+                features = fourier_features(own.to(table), self.config.hidden_size)
+                table.copy_(features * self.config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.codes
