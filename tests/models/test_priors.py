@@ -328,7 +328,7 @@ def naive_pixelcnn(prior: PixelCNNPrior, embedded: Tensor, start: Tensor) -> Ten
                 (i, j, (y + dy, x + dx)) for i, dy in enumerate(rows) for j, dx in enumerate(range(-reach, reach + 1))
             ]
             from_above = summed(layer.vertical.weight, layer.vertical.bias, above, seen)
-            seen = [(0, j, (y, x + dx)) for j, dx in rows]
+            seen = [(0, j, (y, x + dx)) for j, dx in enumerate(rows)]
             from_left = summed(layer.horizontal.weight, layer.horizontal.bias, left, seen)
             for_above, for_left = layer.condition(start).chunk(2)
             linked = layer.link.weight[:, :, 0, 0] @ from_above + layer.link.bias
