@@ -1,7 +1,9 @@
 """What the engine can be asked to train. A task joins data, model and judgement; the engine brings the loop."""
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 PICTURED = 32
 HISTORY = "code-history.png"
-IMAGES_FOR_VARIANCE = 50_000
+IMAGES_FOR_DATA_VARIANCE = 50_000
+IMAGES_FOR_DECODER_VARIANCE = 10_000
 
 
 class TokenizerTask:
@@ -116,7 +119,7 @@ class TokenizerTask:
         for batch in self._batches(self.splits.train, rank=0, world_size=1):
             values = batch["pixel_values"].double()
             count, total, squares = count + values.numel(), total + values.sum(), squares + values.square().sum()
-            if count >= IMAGES_FOR_VARIANCE * values[0].numel():
+            if count >= IMAGES_FOR_DATA_VARIANCE * values[0].numel():
                 break
         return float(squares / count - (total / count) ** 2)
 
@@ -180,9 +183,15 @@ class TokenizerTask:
 
     def save(self, model: Any, run_dir: Path) -> None:
         """Model and processor, as `from_pretrained` reads them; the decoder's variance is that of training images."""
-        fit_observation_variance(model, self._batches(self.splits.train, rank=0, world_size=1))
+        enough = min(self.num_train_examples or IMAGES_FOR_DECODER_VARIANCE, IMAGES_FOR_DECODER_VARIANCE)
+        with silenced("hf_vq.streams"):  # training has named the bad examples, and counted them
+            fit_observation_variance(model, self._images_to_fit(), enough)
         model.save_pretrained(run_dir)
         self.processor.save_pretrained(run_dir)
+
+    def _images_to_fit(self) -> TrainBatches:
+        size, transform = self.args.per_device_eval_batch_size, ToPixelValues(self.processor)
+        return TrainBatches(self.splits.train, transform, size, seed=0, max_bad_examples=sys.maxsize)
 
     def test(self, run_dir: Path, accelerator: Accelerator) -> Evaluation | None:
         """The saved model on the whole test split, in all processes; None without one."""
@@ -203,3 +212,15 @@ class TokenizerTask:
             f'tokenizer = ImageTokenizer.from_pretrained("{run_dir}")',
             'ids = tokenizer.encode("picture.png"); image = tokenizer.decode(ids)',
         ]
+
+
+@contextmanager
+def silenced(name: str) -> Iterator[None]:
+    """No word from a logger."""
+    noisy = logging.getLogger(name)
+    level = noisy.level
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        noisy.setLevel(level)

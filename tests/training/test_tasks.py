@@ -71,7 +71,7 @@ def test_a_vqvae_stores_the_variance_of_the_training_set():
 
 
 def test_the_variance_of_a_large_set_is_that_of_its_first_images(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tasks, "IMAGES_FOR_VARIANCE", 256)
+    monkeypatch.setattr(tasks, "IMAGES_FOR_DATA_VARIANCE", 256)
     first = torch.cat([batch["pixel_values"] for batch in make_task()._batches(SPLITS.train.select(range(256)), 0, 1)])
     measured = planned("hf_vqvae", per_device_eval_batch_size=128).data_variance
     assert measured == pytest.approx(first.double().var(correction=0).item(), rel=1e-9)
