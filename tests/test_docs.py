@@ -24,11 +24,11 @@ class Block(NamedTuple):
     heading: str
     code: str
 
-    def run(self) -> dict[str, Any]:
-        """The names that it defines; an error shows the line of the page."""
-        namespace: dict[str, Any] = {"hf_vq": hf_vq}
+    def run(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """The names that it defines, given those of the page before it; an error shows the line of the page."""
+        namespace: dict[str, Any] = {"hf_vq": hf_vq, **earlier}
         exec(compile("\n" * self.line + self.code, str(self.page), "exec"), namespace)
-        return namespace
+        return {name: value for name, value in namespace.items() if value is not earlier.get(name)}
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -86,7 +86,11 @@ def check_that_it_trains_and_decodes(config: Any) -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page.stem}:{block.line}")
 def test_code_runs_and_its_configs_train(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for value in block.run().values():
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for earlier in (other for other in BLOCKS if other.page == block.page and other.line < block.line):
+        names |= earlier.run(names)
+    for value in block.run(names).values():
         if type(value) in MODELS:
             check_that_it_trains_and_decodes(value)
 
