@@ -106,7 +106,7 @@ def transformer(batch: int, device: str) -> Contenders:
     """`generate` of ours and of GPT-2, and a loop that does nothing but step and draw."""
     prior, gpt2 = make_transformer(device).eval(), make_gpt2(device).eval()
     start = torch.full((batch, 1), CODES, device=device)
-    sampling = {"do_sample": True, "top_k": 0, "max_new_tokens": 64, "pad_token_id": CODES}
+    sampling = {"do_sample": True, "top_k": 0, "max_new_tokens": 64}
 
     @torch.no_grad()
     def bare() -> Tensor:
