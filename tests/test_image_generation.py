@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, pipeline
 import hf_vq
 from hf_vq.cli import main
 from hf_vq.models.prior_tokenizer import load_tokenizer
+from hf_vq.prior_evaluation import evaluate_prior
 
 SIDE, CODES, CLASSES = 16, 11, 3
 TASK = "unconditional-image-generation"
@@ -90,7 +91,7 @@ def test_images_that_cannot_be_made(repositories: Path, arguments: dict[str, obj
     [
         (
             {"tokenizer_fingerprint": "0" * 64},
-            "prior.*was made for the tokenizer ../tok.*tok is another: fingerprint 00",
+            "prior.*was made for the tokenizer ../tok.*tok is not it: fingerprint 00",
         ),
         ({"codebook_size": 12}, "codebook_size 12 there and 11 here"),
         ({"grid_size": 8}, r"grid_size \[8, 8\] there and \[4, 4\] here"),
@@ -143,6 +144,75 @@ def write_pictures(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     rows = {"image": pictures, "label": [row % CLASSES for row in range(12)]}
     Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+
+
+def test_the_command_is_refused_before_it_draws(repositories: Path, capsys: pytest.CaptureFixture[str]):
+    for flags, message in (
+        (["--output", str(repositories / "page.foo")], "is no kind of picture: take .png"),
+        (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["--num_images", "0"], "--num_images must be at least 1, got 0"),
+        (["--class_labels", "horse"], "there is no class 'horse'"),
+    ):
+        assert main(["sample", str(repositories / "prior"), *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_classes_go_by_their_names(repositories: Path):
+    prior = hf_vq.TransformerPrior.from_pretrained(repositories / "prior")
+    prior.config.id2label, prior.config.label2id = {0: "cat", 1: "dog", 2: "fish"}, {"cat": 0, "dog": 1, "fish": 2}
+    prior.save_pretrained(repositories / "named")
+    pipe = pipeline(TASK, model=str(repositories / "named"), device="cpu", batch_size=2)
+    pages = []
+    for labels in (["dog", "fish", None], [1, np.int64(2), -1]):
+        torch.manual_seed(0)
+        pages.append([image.tobytes() for image in pipe(class_labels=labels)])
+    assert pages[0] == pages[1]
+    with pytest.raises(ValueError, match="there is no class 'horse': the prior knows cat, dog, fish"):
+        pipe(class_labels="horse")
+    assert (
+        main(
+            [
+                "sample",
+                str(repositories / "named"),
+                "--class_labels",
+                "dog",
+                "--num_images",
+                "1",
+                "--output",
+                str(repositories / "a.png"),
+            ]
+        )
+        == 0
+    )
+
+
+def test_a_pipeline_is_saved_and_comes_back(repositories: Path):
+    pipe = pipeline(TASK, model=str(repositories / "prior"), device="cpu")
+    pipe.save_pretrained(repositories / "elsewhere" / "pipe")
+    torch.manual_seed(0)
+    expected = pipe(class_labels=[0, 1])
+    again = pipeline(TASK, model=str(repositories / "elsewhere" / "pipe"), device="cpu")
+    torch.manual_seed(0)
+    assert [image.tobytes() for image in again(class_labels=[0, 1])] == [image.tobytes() for image in expected]
+
+
+def test_a_prior_that_moves_alone_names_what_is_missing(repositories: Path):
+    (repositories / "deep").mkdir()
+    (repositories / "prior").rename(repositories / "deep" / "prior")
+    with pytest.raises(ValueError, match=r"deep/prior has tokenizer_name_or_path ../tok, and there is no folder"):
+        pipeline(TASK, model=str(repositories / "deep" / "prior"), device="cpu")
+
+
+def test_measuring_leaves_modes_and_statistics_as_they_were(repositories: Path):
+    config = hf_vq.SQVAEConfig(image_size=SIDE, codebook_size=CODES, norm="batch", hidden_channels=[8, 8])
+    decoder = hf_vq.SQVAEModel(config).train()
+    prior = make_prior(decoder).train()
+    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
+    pixels = torch.rand(4, 3, SIDE, SIDE) * 2 - 1
+    tokens = torch.randint(CODES, (4, SIDE // 4, SIDE // 4))
+    evaluate_prior(prior, [{"pixel_values": pixels, "image_tokens": tokens}], decoder=decoder)
+    assert prior.training and decoder.training and decoder.decoder.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in decoder.named_buffers())
 
 
 def test_the_command_measures_a_prior(repositories: Path, capsys: pytest.CaptureFixture[str]):

@@ -94,6 +94,18 @@ def test_files_of_different_tokenizers_do_not_mix(tmp_path: Path):
         describe_tokens(str(tmp_path / "data"), cache_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("row", [[1] * 12, [1] * 3, [], None])
+def test_a_row_of_another_length_is_no_image(row: list[int] | None):
+    rows = [{"image_tokens": [1] * 6}, {"image_tokens": row}]
+    with pytest.raises(ValueError, match=r"a row of image_tokens has \d+ tokens, and grid \(2, 3\) .* has 6"):
+        ToImageTokens(DESCRIPTION)(rows)
+
+
+def test_a_row_without_a_label_has_no_class():
+    rows = [{"image_tokens": [1] * 6, "label": 2}, {"image_tokens": [1] * 6, "label": None}]
+    assert ToImageTokens(DESCRIPTION, "label")(rows)["class_labels"].tolist() == [2, -1]
+
+
 def test_a_file_without_description_is_named(tmp_path: Path):
     write_token_file(tmp_path / "a.parquet", DESCRIPTION)
     plain = tmp_path / "b.parquet"

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from engine import EngineArguments
 from hf_vq.canonical import canonical
 from hf_vq.evaluation import Evaluation, to_uint8
-from hf_vq.models.prior_tokenizer import check_tokenizer
+from hf_vq.models.prior_inputs import NO_CLASS
+from hf_vq.models.prior_tokenizer import check_tokenizer, seen_from
 from hf_vq.pictures import save_samples
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
@@ -42,6 +43,11 @@ class PriorTask:
         max_bad_examples: undecodable images to pass over.
     """
 
+    reported = (
+        "bits_per_token", "bits_per_token_of_class", "token_entropy", "position_entropy", "bits_per_dim",
+        "images_per_second",
+    )  # fmt: skip
+
     def __init__(
         self,
         splits: ImageSplits,
@@ -61,11 +67,6 @@ class PriorTask:
         self.description = description
         self.model_name_or_path, self.max_bad_examples = model_name_or_path, max_bad_examples
         self.label_column, self.class_names = find_classes(splits.train, label_column)
-
-    reported = (
-        "bits_per_token", "bits_per_token_of_class", "token_entropy", "position_entropy", "bits_per_dim",
-        "images_per_second",
-    )  # fmt: skip
 
     @property
     def num_train_examples(self) -> int | None:
@@ -97,18 +98,36 @@ class PriorTask:
         if self.model_name_or_path:
             saved = AutoModelForCausalLM.from_pretrained(self.model_name_or_path, dtype=torch.float32)
             check_tokenizer(saved.config, self.tokenizer)
+            self._check_classes(saved.config.num_classes)
+            self._bind(saved.config)
             return saved
         known = self.tokenizer.config
         sizes = {name: getattr(known, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
         classes = {"num_classes": len(self.class_names)}
         config = AutoConfig.for_model(self.model_type, **{**sizes, **classes, **self.model_fields})
-        config.tokenizer_name_or_path = self.tokenizer_name_or_path
-        config.tokenizer_revision = self.tokenizer_revision
-        config.tokenizer_fingerprint = self.tokenizer.fingerprint()
+        self._check_classes(config.num_classes)
+        if self.class_names:
+            config.id2label = dict(enumerate(self.class_names))
+            config.label2id = {name: index for index, name in enumerate(self.class_names)}
+        self._bind(config)
         check_tokenizer(config, self.tokenizer)
         prior: Any = AutoModelForCausalLM.from_config(config)
         prior.start_from_codebook(self.tokenizer.quantizer.vectors())
         return prior
+
+    def _check_classes(self, num_classes: int) -> None:
+        """Raises a ValueError unless prior and labelled data know equally many classes."""
+        if self.label_column is not None and num_classes != len(self.class_names):
+            raise ValueError(
+                f"the prior has num_classes {num_classes}, and {self.label_column!r} of the data has "
+                f"{len(self.class_names)}: name another --label_column, or `none`"
+            )
+
+    def _bind(self, config: Any) -> None:
+        """Writes down which tokenizer the prior is for."""
+        config.tokenizer_name_or_path = self.tokenizer_name_or_path
+        config.tokenizer_revision = self.tokenizer_revision
+        config.tokenizer_fingerprint = self.tokenizer.fingerprint()
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
         """Endless shuffled sequences."""
@@ -161,8 +180,9 @@ class PriorTask:
     @torch.no_grad()
     def _leave_samples(self, model: Any, path: Path) -> None:
         """A row a class, drawn from the same random numbers each time."""
-        names = self.class_names[:CLASSES_SHOWN] if model.config.num_classes else ["no class"]
-        labels = torch.arange(len(names)) if model.config.num_classes else torch.tensor([-1])
+        shown = min(CLASSES_SHOWN, model.config.num_classes)
+        names = (self.class_names or [f"class {label}" for label in range(shown)])[:shown] or ["no class"]
+        labels = torch.arange(shown) if shown else torch.tensor([NO_CLASS])
         with canonical(model), torch.random.fork_rng():
             torch.manual_seed(PICTURED_SEED)
             sequences = model.generate(class_labels=labels.repeat_interleave(SAMPLES_OF_A_CLASS))
@@ -172,8 +192,8 @@ class PriorTask:
     def save(self, model: Any, run_dir: Path) -> None:
         """The prior as `from_pretrained` reads it; a tokenizer in a folder is named as seen from there."""
         if os.path.isdir(self.tokenizer_name_or_path):
-            relative = os.path.relpath(self.tokenizer_name_or_path, run_dir)
-            model.config.tokenizer_name_or_path = relative if relative.startswith(".") else f"./{relative}"
+            model.config.tokenizer_name_or_path = seen_from(run_dir, self.tokenizer_name_or_path)
+            model.config.name_or_path = str(run_dir)
         model.save_pretrained(run_dir)
 
     def test(self, run_dir: Path, accelerator: Accelerator) -> Evaluation | None:

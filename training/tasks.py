@@ -45,6 +45,11 @@ class TokenizerTask:
         warn_perplexity_below: share of K under which the perplexity of an evaluation is warned of; 0 for never.
     """
 
+    reported = (
+        "psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability",
+        "images_per_second",
+    )  # fmt: skip
+
     def __init__(
         self,
         splits: ImageSplits,
@@ -61,11 +66,6 @@ class TokenizerTask:
         self.model_name_or_path, self.train_only = model_name_or_path, train_only
         self.max_bad_examples = max_bad_examples
         self.warn_perplexity_below = warn_perplexity_below
-
-    reported = (
-        "psnr", "psnr_of_mse", "ssim", "mse", "perplexity", "usage", "posterior_entropy", "argmax_probability",
-        "images_per_second",
-    )  # fmt: skip
 
     @property
     def num_train_examples(self) -> int | None:

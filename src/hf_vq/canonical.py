@@ -9,15 +9,16 @@ from torch import nn
 
 
 @contextmanager
-def canonical(model: nn.Module) -> Iterator[None]:
+def canonical(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast, no TF32; afterwards everything is as it was.
 
     Args:
-        model: put into evaluation mode part by part, because a part may have been frozen there before.
+        models: put into evaluation mode part by part, because a part may have been frozen there before.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    device: Any = next(model.parameters()).device
-    model.eval()
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    device: Any = next(models[0].parameters()).device
+    for model in models:
+        model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False), full_float32():
             yield

@@ -51,7 +51,8 @@ def evaluate_prior(
     totals = _Totals(network, decoder)
     began = time.perf_counter()
     size = getattr(batches, "num_images", None)
-    with canonical(network), tqdm(desc="evaluate", unit="img", total=size, disable=not progress) as bar:
+    models = (network,) if decoder is None else (network, decoder)
+    with canonical(*models), tqdm(desc="evaluate", unit="img", total=size, disable=not progress) as bar:
         for batch in batches:
             totals.update(batch)
             bar.update(len(batch["image_tokens"]))

@@ -1,5 +1,6 @@
 """Batches of image tokens and class labels: made on the fly from images, or read from a token data set."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from datasets import ClassLabel
 from torch import Tensor
 
 from hf_vq.canonical import canonical
+from hf_vq.models.prior_inputs import NO_CLASS
 from hf_vq.streams import ToPixelValues
 from hf_vq.token_data import TOKEN_COLUMN, TokenDescription
 
-__all__ = ["ToImageTokens", "ToLabelledPixelValues", "TokenBatches", "find_classes"]
+__all__ = ["ToImageTokens", "ToLabelledPixelValues", "TokenBatches", "find_classes", "labels_of"]
 
 
 @dataclass
@@ -29,12 +31,22 @@ class ToImageTokens:
     label_column: str | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        codebooks = (self.description.num_codebooks,) if self.description.num_codebooks > 1 else ()
-        tokens = torch.from_numpy(np.array([row[TOKEN_COLUMN] for row in rows], dtype=np.int64))
-        batch = {"image_tokens": tokens.view(-1, *(self.description.grid_size or ()), *codebooks)}
+        batch = {"image_tokens": self._tokens([row[TOKEN_COLUMN] for row in rows])}
         if self.label_column is not None:
-            batch["class_labels"] = torch.tensor([row[self.label_column] for row in rows])
+            batch["class_labels"] = labels_of(rows, self.label_column)
         return batch
+
+    def _tokens(self, cells: list[Any]) -> Tensor:
+        grid = self.description.grid_size or ()
+        codebooks = (self.description.num_codebooks,) if self.description.num_codebooks > 1 else ()
+        expected = math.prod((*grid, *codebooks))
+        lengths = {0 if cell is None else len(cell) for cell in cells}
+        if lengths != {expected}:
+            raise ValueError(
+                f"a row of {TOKEN_COLUMN} has {min(lengths - {expected})} tokens, and grid {grid} with "
+                f"{self.description.num_codebooks} codebooks has {expected}"
+            )
+        return torch.from_numpy(np.array(cells, dtype=np.int64)).view(len(cells), *grid, *codebooks)
 
 
 class ToLabelledPixelValues(ToPixelValues):
@@ -50,7 +62,7 @@ class ToLabelledPixelValues(ToPixelValues):
         self.label_column = label_column
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return super().__call__(rows) | {"class_labels": torch.tensor([row[self.label_column] for row in rows])}
+        return super().__call__(rows) | {"class_labels": labels_of(rows, self.label_column)}
 
 
 class TokenBatches:
@@ -80,6 +92,11 @@ class TokenBatches:
             image_tokens = self.tokenizer.encode(pixel_values).image_tokens
         kept = {"pixel_values": pixel_values} if self.keep_images else {}
         return {"image_tokens": image_tokens, **kept, **others}
+
+
+def labels_of(rows: list[dict[str, Any]], label_column: str) -> Tensor:
+    """The labels (B,) of rows; where there is none, -1, which is no class."""
+    return torch.tensor([NO_CLASS if row[label_column] is None else row[label_column] for row in rows])
 
 
 def find_classes(dataset: Any, label_column: str | None) -> tuple[str | None, list[str]]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,8 +78,11 @@ def read_description(files: Iterable[str]) -> TokenDescription:
     Raises: ValueError if one has none, or another than the first.
     """
     shared: TokenDescription | None = None
-    for file in files:
-        found = TokenDescription.of(_schema(file))
+    files = list(files)
+    with ThreadPoolExecutor(16) as pool:
+        schemas = list(pool.map(_schema, files))
+    for file, schema in zip(files, schemas, strict=True):
+        found = TokenDescription.of(schema)
         if found is None:
             raise ValueError(f"{file} holds no column {TOKEN_COLUMN} with the description of its tokenizer")
         if shared is not None and found != shared:

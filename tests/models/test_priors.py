@@ -1,9 +1,12 @@
 """Both priors: causal, the same with a cache and without, and a likelihood that is that of their samples."""
 
+import math
+
 import pytest
 import torch
 from tiny_priors import CLASSES, CODES, FAMILIES, GRID, make_prior, make_tokens
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from hf_vq import PixelCNNPrior
 from hf_vq.models.fourier_features import fourier_features
@@ -210,7 +213,7 @@ def test_guidance_moves_the_logits(family, use_cache):
     plain, guided = (sample(prior, **wanted, **more).scores for more in ({}, {"guidance_scale": 3.0}))
     null = prior(torch.full((2, 1), CODES), use_cache=False).logits[:, -1].log_softmax(-1)
     own = plain[0].log_softmax(-1)
-    torch.testing.assert_close(guided[0][:, :CODES], (null + 3 * (own - null))[:, :CODES])
+    torch.testing.assert_close(guided[0][:, :CODES], (null + 3 * (own - null))[:, :CODES].to(guided[0]))
 
 
 @every_family
@@ -387,3 +390,97 @@ def test_fourier_features_are_a_kernel():
     expected = torch.exp(-4 * squared / squared.mean())
     torch.testing.assert_close(features @ features.mT / 40_000, expected, rtol=0, atol=0.03)
     assert fourier_features(torch.zeros(3, 2), 5).isfinite().all()
+
+
+# Guidance, beyond the first step.
+
+
+class ReadAgain(LogitsProcessor):
+    """Guidance without a cache: the null class reads the whole sequence at each step."""
+
+    def __init__(self, prior: PriorPreTrainedModel, scale: float) -> None:
+        self.prior, self.scale = prior, scale
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        null = self.prior(input_ids, use_cache=False).logits[:, -1].log_softmax(-1)[:, :CODES]
+        guided = null + self.scale * (scores.log_softmax(-1)[:, :CODES] - null)
+        return nn.functional.pad(guided, (0, 1), value=-math.inf).to(scores)
+
+
+WAYS = {
+    "greedy": {"do_sample": False},
+    "sampled": {},
+    "returned": {"num_return_sequences": 2},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "sampled beams": {"num_beams": 3},
+    "uncached": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("begun", [0, 5])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+@every_family
+def test_guidance_reads_what_the_class_reads(family: str, num_codebooks: int, way: str, begun: int):
+    prior = make_prior(family, num_codebooks)
+    prompt = prior.sequences(make_tokens(prior, 4))[:, : 1 + begun]
+    labels, settings = torch.tensor([0, 1, 2, -1]), WAYS[way]
+    pages = []
+    for guidance in ({"guidance_scale": 3.0}, {"logits_processor": LogitsProcessorList([ReadAgain(prior, 3.0)])}):
+        torch.manual_seed(0)
+        pages.append(prior.generate(prompt, class_labels=labels, **guidance, **settings))
+    assert torch.equal(*pages)
+    torch.manual_seed(0)
+    assert not torch.equal(pages[0], prior.generate(prompt, class_labels=labels, **settings))
+
+
+def test_a_scale_in_the_generation_config_guides_too():
+    prior = make_prior("transformer")
+    labels = torch.tensor([0, 1, 2])
+    expected = prior.generate(class_labels=labels, do_sample=False, guidance_scale=3.0)
+    prior.generation_config.guidance_scale = 3.0
+    assert torch.equal(prior.generate(class_labels=labels, do_sample=False), expected)
+    assert not torch.equal(prior.generate(class_labels=labels, do_sample=False, guidance_scale=1.0), expected)
+
+
+# What users bring.
+
+
+@every_family
+def test_labels_come_as_they_are_at_hand(family: str):
+    prior = make_prior(family)
+    tokens = make_tokens(prior)
+    expected = prior.log_prob(tokens, torch.tensor([1, 2]))
+    assert torch.equal(prior.log_prob(tokens, [1, 2]), expected)
+    assert prior.generate(class_labels=2).shape == (1, 13)
+
+
+def test_a_start_token_of_ones_own_is_not_taken():
+    config = make_prior("transformer").config
+    again = type(config).from_dict(config.to_dict() | {"codebook_size": 20, "bos_token_id": 3})
+    assert again.bos_token_id == 20 and again.vocab_size == 21
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("reentrant", [True, False])
+@every_family
+def test_checkpointing_without_labels_gives_the_same_gradients(family: str, implementation: str, reentrant: bool):
+    gradients = []
+    for checkpointing in (False, True):
+        prior = make_prior(family).train()
+        if "transformer" in family:
+            prior.set_attn_implementation(implementation)
+        if checkpointing:
+            enable = getattr(prior, "activation_checkpointing_enable", prior.gradient_checkpointing_enable)
+            enable({"use_reentrant": reentrant})
+        prior(prior.sequences(make_tokens(prior)), class_labels=torch.tensor([0, 1])).logits[..., :-1].sum().backward()
+        gradients.append([p.grad for p in prior.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("family", "num_codebooks"), [("pixelcnn", 1), ("pixelcnn", 2), ("transformer", 2)])
+def test_a_cache_that_cannot_serve_is_refused(family: str, num_codebooks: int):
+    prior = make_prior(family, num_codebooks)
+    with pytest.raises(ValueError, match=r"past_key_values .*must be of `new_cache\(\)`"):
+        prior(prior.sequences(make_tokens(prior)), past_key_values=DynamicCache())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from hf_vq.tokenizer import ImageTokenizer
 
@@ -36,6 +37,13 @@ def check_output_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"--output {path} is a folder: name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_output_picture(path: Path) -> None:
+    """Raises a ValueError if no picture can be written there."""
+    check_output_file(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {path}: {path.suffix or 'no suffix'} is no kind of picture: take .png.")
 
 
 def check_output_folder(path: Path) -> None:

@@ -25,7 +25,8 @@ class PriorConfig(PreTrainedConfig):
         num_codebooks: number of codebooks M: tokens per position.
         grid_size: token grid (h, w); an int means square.
         num_classes: classes that a sample can be asked for; 0 for an unconditional prior.
-        label_dropout: share of the labels that training replaces by the null class, so that it is learned too.
+        label_dropout: share of the labels that training replaces by the null class. At 0 nobody teaches it: guidance,
+            and probabilities without a class, then mean nothing.
         hidden_size: width of the trunk.
         num_hidden_layers: its layers.
         dropout: probability with which training drops an activation.
@@ -56,15 +57,17 @@ class PriorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         size = self.grid_size
         self.grid_size = [size, size] if isinstance(size, int) else list(size)
-        self.bos_token_id = self.codebook_size
-        kwargs.pop("custom_pipelines", None)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{**kwargs, "bos_token_id": self.codebook_size, "custom_pipelines": None})
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
         """Where transformers finds the pipeline in a copy of this code; hf_vq itself registers it by name."""
         # transformers writes classes into what it gets.
         return deepcopy(PIPELINES) if type(self).__module__.startswith("transformers_modules.") else {}
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value: object) -> None:
+        """What transformers writes here when it saves a pipeline is there already."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and where those without hf_vq find the pipeline."""

@@ -103,7 +103,9 @@ class PixelCNNTrunk(nn.Module):
         """inputs (B, S, C), the start token's embedding and then those of positions, to (B, S, C)."""
         if cache is None:
             return self.run_rows(inputs, None)
-        state: Any = cache.layers[0]
+        state: Any = cache.layers[0] if cache.layers else None
+        if not isinstance(state, StateLayer):
+            raise ValueError("past_key_values of a PixelCNN must be of `new_cache()`: it keeps no keys and values")
         if not state.length:
             return self.run_rows(inputs, state)
         return torch.stack([self.run_position(embedding, state) for embedding in inputs.unbind(1)], dim=1)

@@ -21,10 +21,10 @@ from .configuration_prior import PriorConfig
 from .depth_head import DepthHead, ScoreHead
 from .fourier_features import fourier_features
 from .pipeline_image_generation import ImageGenerationPipeline  # noqa: F401  # its file travels with the model
-from .prior_cache import StateLayer
-from .prior_inputs import check_class_labels, check_sequences, check_tokens
-
-NO_CLASS = -1
+from .prior_cache import own_cache, position_under_way, tokens_seen
+from .prior_guidance import ClassGuidance
+from .prior_inputs import NO_CLASS, as_class_labels, check_class_labels, check_sequences, check_tokens
+from .prior_tokenizer import rebase_tokenizer
 
 
 class Positions(NamedTuple):
@@ -42,7 +42,8 @@ class Positions(NamedTuple):
 
 
 class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
-    """P(image_tokens | class) as a causal language model over K codes. A family adds its trunk.
+    """P(image_tokens | class) as a causal language model over K codes. A family adds its trunk, and
+    GenerationMixin among its own bases, where transformers looks for it.
 
     A trunk turns (B, S, W), the start token's embedding and then those of positions, into (B, S, W): what it says of
     the position after each.
@@ -102,6 +103,11 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
                 features = fourier_features(own.to(table), self.config.hidden_size)
                 table.copy_(features * self.config.initializer_range)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As everywhere; a tokenizer that was named as seen from the old folder is named as seen from the new one."""
+        rebase_tokenizer(self.config, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.codes
 
@@ -141,9 +147,10 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
         wanted = self.config.use_cache if use_cache is None else use_cache
         if past_key_values is None and wanted and labels is None:
             past_key_values = self.new_cache()
-        # Looking at values would break a compiled graph.
-        if not torch.compiler.is_compiling():
-            self.check(input_ids, class_labels, attention_mask, self.tokens_seen(past_key_values))
+        # Looking at values would break a compiled graph, and in training wait for a GPU.
+        waits = self.training and input_ids.device.type != "cpu"
+        if not torch.compiler.is_compiling() and not waits:
+            self.check(input_ids, class_labels, attention_mask, tokens_seen(past_key_values, self.config.num_codebooks))
         read = self.read_tokens if self.config.num_codebooks == 1 else self.read_positions
         hidden, codes, first = read(input_ids, class_labels, past_key_values)
         last = first + input_ids.shape[1]
@@ -164,7 +171,7 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
 
     def read_positions(self, input_ids: Tensor, class_labels: Tensor | None, cache: Cache | None) -> Positions:
         """With several codebooks the trunk runs once all codes of a position are there."""
-        under_way = self.position_under_way(cache)
+        under_way = None if cache is None else position_under_way(cache)
         known = {} if under_way is None else under_way.states
         if known:
             first = 1 + known["codes"].shape[1]
@@ -184,22 +191,6 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
             under_way.states = {"hidden": hidden[:, -1:], "codes": tokens[:, complete * codebooks :]}
             under_way.length += input_ids.shape[1]
         return Positions(hidden, codes, first)
-
-    def position_under_way(self, cache: Cache | None) -> StateLayer | None:
-        """Where a cache keeps the trunk's last output and the codes since; with one codebook there are none."""
-        if cache is None or self.config.num_codebooks == 1:
-            return None
-        if not cache.layers or not isinstance(cache.layers[-1], CodesUnderWay):
-            cache.layers.append(CodesUnderWay())
-        under_way: Any = cache.layers[-1]
-        return under_way
-
-    def tokens_seen(self, cache: Cache | None) -> int:
-        """Tokens, the start token among them, that a cache stands for."""
-        if cache is None:
-            return 0
-        under_way = self.position_under_way(cache)
-        return int(cache.get_seq_length() if under_way is None else under_way.get_seq_length())
 
     def start(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
         """The start token's embedding, (B, 1, W); in training some labels are dropped."""
@@ -223,13 +214,14 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def log_prob(self, image_tokens: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """log P(image_tokens | class) in nats, (B,).
+        """log P(image_tokens | class) in nats, (B,), in evaluation mode: in training dropout makes it random.
 
         Args:
             image_tokens: (B, h, w), with M > 1 codebooks (B, h, w, M); or flat.
-            class_labels: (B,); None is the null class.
+            class_labels: (B,), a tensor or a list; None is the null class.
         """
         sequences = self.sequences(image_tokens)
+        class_labels = None if class_labels is None else as_class_labels(class_labels, self.device)
         logits = self(sequences, class_labels=class_labels, use_cache=False).logits[:, :-1]
         # In float32 at least: the sum is over all tokens of an image.
         log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
@@ -254,31 +246,30 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
         codebooks = (self.config.num_codebooks,) if self.config.num_codebooks > 1 else ()
         return tokens.unflatten(1, (*self.config.grid, *codebooks))
 
-    def generate(self, inputs: Tensor | None = None, class_labels: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(  # type: ignore[override]  # upstream knows no classes
+        self, inputs: Tensor | None = None, class_labels: Any = None, guidance_scale: float | None = None, **kwargs: Any
+    ) -> Any:
         """transformers' `generate`, which samples here by default.
 
         Args:
             inputs: (B, L), the start token and the first tokens of images to complete; by default the start token
                 alone, for each of `class_labels`.
-            class_labels: (B,), a tensor or a list, -1 for the null class.
-            kwargs: as everywhere: `guidance_scale`, `temperature`, `top_k`, `top_p`, `num_return_sequences` ...
+            class_labels: (B,), a tensor or a list, or an int for one image; -1 for the null class.
+            guidance_scale: over 1, closer to the class and further from the null class; see `ClassGuidance`.
+            kwargs: as everywhere: `temperature`, `top_k`, `top_p`, `num_return_sequences` ...
 
         Returns: sequences (B, 1 + h * w * M), unless told otherwise; see `image_tokens`.
         """
         if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, device=self.device)
+            class_labels = as_class_labels(class_labels, self.device)
             check_class_labels(class_labels, self.config, len(class_labels) if inputs is None else len(inputs))
             kwargs["class_labels"] = class_labels
-        return super().generate(inputs, **kwargs)  # type: ignore[misc]  # of GenerationMixin, which a family adds
-
-
-class CodesUnderWay(StateLayer):
-    """The codes of a position of which the trunk has not heard yet, and what it said on the way to it."""
-
-
-def own_cache(cache: Cache | None) -> Cache | None:
-    """The trunk's layers of a cache, without the codes under way: masks depend on what layers there are."""
-    return None if cache is None else Cache(layers=cache.layers[:-1])
+        if guidance_scale is None:
+            guidance_scale = (kwargs.get("generation_config") or self.generation_config).guidance_scale
+        if guidance_scale not in (None, 1):
+            # transformers' own would begin the null class with the last token of a prompt, and lose track of beams.
+            kwargs["logits_processor"] = [ClassGuidance(self, guidance_scale), *kwargs.get("logits_processor", [])]
+        return super().generate(inputs, guidance_scale=None, **kwargs)  # type: ignore[misc]  # a protocol for self upstream
 
 
 def mean_loss(scores: Tensor, labels: Tensor) -> Tensor:

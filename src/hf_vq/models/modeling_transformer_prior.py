@@ -78,9 +78,9 @@ class TransformerBlock(GradientCheckpointingLayer):
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """hidden (B, S, W) to the same."""
-        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask, cache)[0])
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, past_key_values: Cache | None = None) -> Tensor:
+        """hidden (B, S, W) to the same. Checkpointing drops a cache of this name: running twice would fill it twice."""
+        hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask, past_key_values)[0])
         return hidden + self.dropout(self.narrow(F.gelu(self.widen(self.mlp_norm(hidden)))))
 
 
@@ -110,7 +110,7 @@ class TransformerTrunk(nn.Module):
         )
         hidden = self.dropout(inputs + positions)
         for layer in self.layers:
-            hidden = layer(hidden, mask=mask, cache=cache)
+            hidden = layer(hidden, mask=mask, past_key_values=cache)
         return hidden
 
 

@@ -1,6 +1,7 @@
 """`pipeline("unconditional-image-generation", model=PRIOR)`: images from nothing, or from a class."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -8,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
+from .prior_inputs import NO_CLASS
 from .prior_tokenizer import check_tokenizer, load_tokenizer
 
-NO_CLASS = -1
 BATCH_SIZE = 64
 
 
@@ -48,23 +49,24 @@ class ImageGenerationPipeline(Pipeline):
 
     def __call__(  # type: ignore[override]  # there is nothing that has to be put in
         self,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: int | str | Sequence[int | str | None] | None = None,
         num_images: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[Image.Image]:
         """Images, one for each label.
 
         Args:
-            class_labels: a class for each image, or one for all; None or -1 for no class.
+            class_labels: a class for each image, or one for all, by number or by a name of `model.config.label2id`;
+                None or -1 for no class.
             num_images: how many, unless the labels say so; 1 by default.
-            batch_size: images at a time.
+            batch_size: images at a time; by default that of the pipeline, or 64.
             kwargs: for `generate`: `guidance_scale`, `temperature`, `top_k`, `top_p` ...
 
         Raises: ValueError for a label that the prior does not know, or if num_images is not the number of labels.
         """
-        labels = one_label_each(class_labels, num_images)
-        return super().__call__(labels, images_at_once=batch_size, **kwargs)
+        labels = one_label_each(class_labels, num_images, self.model.config.label2id)
+        return super().__call__(labels, images_at_once=batch_size or self._batch_size or BATCH_SIZE, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, kwargs, {}
@@ -85,17 +87,25 @@ class ImageGenerationPipeline(Pipeline):
         return self.image_processor.postprocess(model_outputs["pixel_values"])
 
 
-def one_label_each(class_labels: int | Sequence[int] | None, num_images: int | None) -> Tensor:
+def one_label_each(class_labels: Any, num_images: int | None, label2id: dict[str, int]) -> Tensor:
     """A label for each image, (B,); -1 for no class.
 
-    Raises: ValueError if num_images is not the number of labels, or there is no image to make.
+    Raises: ValueError if num_images is not the number of labels, there is no image to make, or nobody has that name.
     """
-    if class_labels is None or isinstance(class_labels, int):
-        label = NO_CLASS if class_labels is None else class_labels
-        class_labels = [label] * (1 if num_images is None else num_images)
+    if class_labels is None or isinstance(class_labels, str | Integral):
+        class_labels = [class_labels] * (1 if num_images is None else num_images)
     if not len(class_labels) or num_images not in (None, len(class_labels)):
         raise ValueError(f"{len(class_labels)} class_labels do not make {num_images} images: give one for each, or one")
-    return torch.as_tensor(class_labels)
+    return torch.tensor([label_number(label, label2id) for label in class_labels])
+
+
+def label_number(label: Any, label2id: dict[str, int]) -> int:
+    """The number of a class, given that or its name; None is no class."""
+    if isinstance(label, str):
+        if label not in label2id:
+            raise ValueError(f"there is no class {label!r}: the prior knows {', '.join(label2id)}")
+        return label2id[label]
+    return NO_CLASS if label is None else int(label)
 
 
 __all__ = ["ImageGenerationPipeline"]

@@ -1,8 +1,10 @@
 """What a prior remembers between two steps of `generate`, as a layer of transformers' `Cache`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class StateLayer(CacheLayerMixin):
@@ -58,4 +60,33 @@ class StateLayer(CacheLayerMixin):
         return self.length + query_length, 0
 
 
-__all__ = ["StateLayer"]
+class CodesUnderWay(StateLayer):
+    """The codes of a position of which the trunk has not heard yet, and what it said on the way to it."""
+
+
+def position_under_way(cache: Cache) -> CodesUnderWay:
+    """Where, with several codebooks, a cache keeps the codes of the position under way: its last layer.
+
+    Raises: ValueError for a cache without layers, to which the trunk's would be added after it.
+    """
+    if not cache.layers:
+        raise ValueError("past_key_values must be of `new_cache()`, or a static cache: this one has no layers yet")
+    if not isinstance(cache.layers[-1], CodesUnderWay):
+        cache.layers.append(CodesUnderWay())
+    under_way: Any = cache.layers[-1]
+    return under_way
+
+
+def own_cache(cache: Cache | None) -> Cache | None:
+    """The trunk's layers of a cache, without the codes under way: masks depend on what layers there are."""
+    return None if cache is None else Cache(layers=cache.layers[:-1])
+
+
+def tokens_seen(cache: Cache | None, num_codebooks: int) -> int:
+    """Tokens, the start token among them, that a cache stands for."""
+    if cache is None:
+        return 0
+    return int((cache if num_codebooks == 1 else position_under_way(cache)).get_seq_length())
+
+
+__all__ = ["CodesUnderWay", "StateLayer", "own_cache", "position_under_way", "tokens_seen"]

@@ -1,9 +1,18 @@
 """What a prior accepts, and what it says to the rest."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .configuration_prior import PriorConfig
+
+NO_CLASS = -1
+
+
+def as_class_labels(class_labels: Any, device: torch.device) -> Tensor:
+    """A tensor (B,) of labels, from one, from a list or from an int."""
+    return torch.as_tensor(class_labels, device=device).reshape(-1)
 
 
 def check_sequences(input_ids: Tensor, config: PriorConfig, seen: int) -> None:
@@ -35,6 +44,8 @@ def check_tokens(image_tokens: Tensor, config: PriorConfig) -> None:
             f"image_tokens must have the prior's grid of {described_grid(config)}, or {config.num_tokens} tokens in a "
             f"row, got shape {tuple(image_tokens.shape)}"
         )
+    if image_tokens.is_floating_point():
+        raise ValueError(f"image_tokens must be integers, got {image_tokens.dtype}")
     check_codes(image_tokens, config)
 
 
@@ -60,7 +71,7 @@ def check_class_labels(class_labels: Tensor | None, config: PriorConfig, batch_s
     if not batch_size:
         return
     least, most = class_labels.aminmax()
-    if least < -1 or most >= config.num_classes:
+    if least < NO_CLASS or most >= config.num_classes:
         raise ValueError(
             f"class_labels must lie in [0, {config.num_classes}), or be -1 for no class, got {least} to {most}"
         )
@@ -72,4 +83,4 @@ def described_grid(config: PriorConfig) -> str:
     return f"{config.grid[0]} x {config.grid[1]}{codebooks}"
 
 
-__all__ = ["check_class_labels", "check_sequences", "check_tokens"]
+__all__ = ["NO_CLASS", "as_class_labels", "check_class_labels", "check_sequences", "check_tokens"]

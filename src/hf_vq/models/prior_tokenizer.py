@@ -32,9 +32,37 @@ def tokenizer_location(config: Any) -> str:
     name = config.tokenizer_name_or_path
     if name is None:
         raise ValueError("the prior's config has no tokenizer_name_or_path: name the tokenizer whose tokens it models")
-    if name.startswith(("./", "../")):
-        return os.path.normpath(os.path.join(config.name_or_path, name))
-    return name
+    if not is_relative(name):
+        return name
+    folder = os.path.normpath(os.path.join(config.name_or_path, name))
+    if not os.path.isdir(folder):
+        raise ValueError(
+            f"the prior {config.name_or_path or 'at hand'} has tokenizer_name_or_path {name}, and there is no folder "
+            f"{folder}: put the tokenizer there, or name another in the prior's config"
+        )
+    return folder
+
+
+def is_relative(name: str) -> bool:
+    """Whether a tokenizer is named as seen from the prior's folder."""
+    return name.startswith(("./", "../"))
+
+
+def seen_from(folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str]) -> str:
+    """The name that a prior in `folder` gives to a tokenizer in a folder."""
+    relative = os.path.relpath(tokenizer, folder)
+    return relative if is_relative(relative) else f"./{relative}"
+
+
+def rebase_tokenizer(config: Any, folder: str | os.PathLike[str]) -> None:
+    """Keeps a relative name right when a prior that was loaded from one folder is saved to another."""
+    name = config.tokenizer_name_or_path
+    if name is None or not is_relative(name) or not config.name_or_path:
+        return
+    tokenizer = os.path.join(config.name_or_path, name)
+    if os.path.isdir(tokenizer):
+        config.tokenizer_name_or_path = seen_from(folder, tokenizer)
+        config.name_or_path = os.fspath(folder)
 
 
 def check_tokenizer(config: Any, model: Any) -> None:
@@ -42,7 +70,7 @@ def check_tokenizer(config: Any, model: Any) -> None:
     if differing := differences(config, model):
         raise ValueError(
             f"the prior {config.name_or_path or 'at hand'} was made for the tokenizer {config.tokenizer_name_or_path}, "
-            f"and {model.config.name_or_path or 'this one'} is another: {', '.join(differing)}"
+            f"and {model.config.name_or_path or 'this one'} is not it: {', '.join(differing)}"
         )
 
 
@@ -59,4 +87,4 @@ def differences(made_for: Any, model: Any) -> list[str]:
     return [f"{name} {ours} there and {theirs} here" for name, (ours, theirs) in facts.items() if ours != theirs]
 
 
-__all__ = ["check_tokenizer", "differences", "load_tokenizer", "tokenizer_location"]
+__all__ = ["check_tokenizer", "differences", "load_tokenizer", "rebase_tokenizer", "seen_from", "tokenizer_location"]
