@@ -139,3 +139,46 @@ def test_what_would_change_the_tokens_is_refused(tmp_path: Path, tokenizer: Path
     finished = run(flags(tmp_path / "run", **settings, config_overrides={"codebook_size": 8}))
     assert finished.status == 1 and "Traceback" not in finished.output
     assert "train_only decoder leaves the tokens as they are" in finished.output
+
+
+# Fine-tuning, and where the tokenizer lies.
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tokenizer: Path) -> Path:
+    """A prior of three classes, after two steps on tokens."""
+    write_token_data(tmp_path / "tokens", describe(tokenizer))
+    train(tmp_path / "trained", **of_prior(tokenizer, dataset_name=tmp_path / "tokens", max_train_steps=2))
+    return tmp_path / "trained"
+
+
+def test_the_class_names_stay_with_the_prior(trained: Path):
+    assert config_of(trained)["id2label"] == {"0": "cat", "1": "dog", "2": "fish"}
+
+
+def test_fine_tuned_on_images_without_labels(tmp_path: Path, tokenizer: Path, trained: Path):
+    write_parquet(tmp_path / "data")
+    settings = of_prior(tokenizer, dataset_name=tmp_path / "data", max_train_steps=2, config_overrides=None)
+    train(tmp_path / "deep" / "run", model_name_or_path=trained, **settings)
+    config = config_of(tmp_path / "deep" / "run")
+    assert config["num_classes"] == 3 and config["tokenizer_name_or_path"] == "../../tok"
+    assert pipeline("unconditional-image-generation", model=str(tmp_path / "deep" / "run"), device="cpu")("cat")
+
+
+def test_data_of_other_classes_are_refused(tmp_path: Path, tokenizer: Path):
+    write_parquet(tmp_path / "data")
+    train(tmp_path / "plain", **of_prior(tokenizer, dataset_name=tmp_path / "data", max_train_steps=2))
+    write_token_data(tmp_path / "tokens", describe(tokenizer))
+    settings = of_prior(tokenizer, dataset_name=tmp_path / "tokens", max_train_steps=2, config_overrides=None)
+    finished = run(flags(tmp_path / "run", model_name_or_path=tmp_path / "plain", **settings))
+    assert finished.status == 1 and "Traceback" not in finished.output
+    assert "the prior has num_classes 0, and 'label' of the data has 3" in finished.output
+    train(tmp_path / "run", model_name_or_path=tmp_path / "plain", label_column="none", **settings)
+
+
+def test_a_tokenizer_in_a_hidden_folder_is_found(tmp_path: Path):
+    tokenizer = save_tokenizer(tmp_path / "run" / ".tok")
+    write_parquet(tmp_path / "data")
+    train(tmp_path / "run", **of_prior(tokenizer, dataset_name=tmp_path / "data", max_train_steps=2))
+    assert config_of(tmp_path / "run")["tokenizer_name_or_path"] == "./.tok"
+    assert pipeline("unconditional-image-generation", model=str(tmp_path / "run"), device="cpu")()
