@@ -158,6 +158,7 @@ def test_the_class_names_stay_with_the_prior(trained: Path):
 
 def test_fine_tuned_on_images_without_labels(tmp_path: Path, tokenizer: Path, trained: Path):
     write_parquet(tmp_path / "data")
+    (tmp_path / "deep").mkdir()
     settings = of_prior(tokenizer, dataset_name=tmp_path / "data", max_train_steps=2, config_overrides=None)
     train(tmp_path / "deep" / "run", model_name_or_path=trained, **settings)
     config = config_of(tmp_path / "deep" / "run")
