@@ -1,7 +1,5 @@
 """Priors saved and loaded: every tensor, in both precisions, and without the package by their own code."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,21 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, pipeline
 
 import hf_vq
+from without_package import run_without_package
 
 CODES, CLASSES = 11, 3
 PRIORS = {"transformer": hf_vq.TransformerPrior, "pixelcnn": hf_vq.PixelCNNPrior}
 TASK = "unconditional-image-generation"
 every_prior = pytest.mark.parametrize("family", PRIORS)
 
-WITHOUT_PACKAGE = """
-import importlib.abc, pathlib, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_vq":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Blocker())
+SAMPLES = """
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, pipeline
@@ -63,9 +54,7 @@ def repositories(tmp_path: Path) -> Path:
 
 
 def test_the_same_tokens_and_images_without_the_package(repositories: Path):
-    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE, str(repositories)]
-    ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert ran.returncode == 0, ran.stderr
+    run_without_package(SAMPLES, repositories)
     results = load_file(repositories / "results.safetensors")
     for name, prior_class in PRIORS.items():
         prior = AutoModelForCausalLM.from_pretrained(repositories / name)

@@ -14,20 +14,21 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from engine import EngineArguments
 from hf_vq.canonical import canonical
 from hf_vq.evaluation import Evaluation, to_uint8
-from hf_vq.models.prior_inputs import NO_CLASS
+from hf_vq.models.configuration_prior import NO_CLASS
 from hf_vq.models.prior_tokenizer import check_tokenizer, seen_from
 from hf_vq.pictures import save_samples
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
-from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
+from hf_vq.streams import ImageSplits, ToPixelValues
 from hf_vq.token_batches import ToImageTokens, TokenBatches, ToLabelledPixelValues, find_classes
 from hf_vq.token_data import TokenDescription
+from image_task import ImageTask, logged
 from sequence_batches import SequenceBatches
 
 SAMPLES_OF_A_CLASS, CLASSES_SHOWN = 8, 10
 PICTURED_SEED = 0
 
 
-class PriorTask:
+class PriorTask(ImageTask):
     """Trains a prior over the tokens of a tokenizer.
 
     Args:
@@ -61,17 +62,12 @@ class PriorTask:
         model_name_or_path: str | None = None,
         max_bad_examples: int = 100,
     ) -> None:
-        self.splits, self.args = splits, args
+        super().__init__(splits, args, max_bad_examples)
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.tokenizer_name_or_path, self.tokenizer_revision = tokenizer_name_or_path, tokenizer_revision
         self.description = description
-        self.model_name_or_path, self.max_bad_examples = model_name_or_path, max_bad_examples
+        self.model_name_or_path = model_name_or_path
         self.label_column, self.class_names = find_classes(splits.train, label_column)
-
-    @property
-    def num_train_examples(self) -> int | None:
-        """Images of the training split, None if nobody knows."""
-        return num_examples(self.splits.train)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -131,20 +127,12 @@ class PriorTask:
 
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> SequenceBatches:
         """Endless shuffled sequences."""
-        images = TrainBatches(
-            self.splits.train,
-            self._transform,
-            batch_size,
-            seed=self.args.seed,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.args.dataloader_num_workers,
-            max_bad_examples=self.max_bad_examples,
-        )
-        return SequenceBatches(images, self.tokenizer, start=self.tokenizer.config.codebook_size)
+        start = self.tokenizer.config.codebook_size
+        return SequenceBatches(self.shuffled(batch_size, rank, world_size), self.tokenizer, start)
 
     @property
-    def _transform(self) -> ToPixelValues | ToImageTokens:
+    def transform(self) -> ToPixelValues | ToImageTokens:
+        """Rows to image_tokens or pixel_values, and perhaps class_labels."""
         if self.description is not None:
             return ToImageTokens(self.description, self.label_column)
         if self.label_column is None:
@@ -152,16 +140,7 @@ class PriorTask:
         return ToLabelledPixelValues(self.processor, self.label_column)
 
     def _batches(self, dataset: Any, rank: int, world_size: int) -> TokenBatches:
-        images = EvaluationBatches(
-            dataset,
-            self._transform,
-            self.args.per_device_eval_batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.args.dataloader_num_workers,
-            max_bad_examples=self.max_bad_examples,
-        )
-        return TokenBatches(images, self.tokenizer, keep_images=True)
+        return TokenBatches(self.in_order(dataset, rank, world_size), self.tokenizer, keep_images=True)
 
     def scalars(self, model: Any) -> Mapping[str, Tensor]:
         """Nothing of a prior moves but its weights."""
@@ -175,14 +154,14 @@ class PriorTask:
             return {}
         batches = self._batches(self.splits.validation, accelerator.process_index, accelerator.num_processes)
         result = evaluate_prior(model, batches, decoder=self.tokenizer)
-        return {name: value for name, value in result.metrics.items() if value is not None and name != "num_images"}
+        return logged(result)
 
     @torch.no_grad()
     def _leave_samples(self, model: Any, path: Path) -> None:
         """A row a class, drawn from the same random numbers each time."""
-        shown = min(CLASSES_SHOWN, model.config.num_classes)
-        names = (self.class_names or [f"class {label}" for label in range(shown)])[:shown] or ["no class"]
-        labels = torch.arange(shown) if shown else torch.tensor([NO_CLASS])
+        labels = torch.arange(min(CLASSES_SHOWN, model.config.num_classes))
+        labels = labels if len(labels) else torch.tensor([NO_CLASS])
+        names = [model.config.class_name(label) for label in labels.tolist()]
         with canonical(model), torch.random.fork_rng():
             torch.manual_seed(PICTURED_SEED)
             sequences = model.generate(class_labels=labels.repeat_interleave(SAMPLES_OF_A_CLASS))

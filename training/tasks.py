@@ -21,7 +21,8 @@ from hf_vq.evaluation import Evaluation, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.observation_fit import fit_observation_variance
 from hf_vq.pictures import save_reconstructions
-from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, TrainBatches, num_examples
+from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
+from image_task import ImageTask, logged
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ IMAGES_FOR_DATA_VARIANCE = 50_000
 IMAGES_FOR_DECODER_VARIANCE = 10_000
 
 
-class TokenizerTask:
+class TokenizerTask(ImageTask):
     """Trains an image tokenizer.
 
     Args:
@@ -61,16 +62,10 @@ class TokenizerTask:
         max_bad_examples: int = 100,
         warn_perplexity_below: float = WARN_PERPLEXITY_BELOW,
     ) -> None:
-        self.splits, self.args = splits, args
+        super().__init__(splits, args, max_bad_examples)
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.model_name_or_path, self.train_only = model_name_or_path, train_only
-        self.max_bad_examples = max_bad_examples
         self.warn_perplexity_below = warn_perplexity_below
-
-    @property
-    def num_train_examples(self) -> int | None:
-        """Images of the training split, None if nobody knows."""
-        return num_examples(self.splits.train)
 
     @cached_property
     def processor(self) -> VQImageProcessor:
@@ -116,36 +111,21 @@ class TokenizerTask:
     def _data_variance(self) -> float:
         """Variance of pixel_values over the training set (over the first 50,000 images of a larger one)."""
         count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for batch in self._batches(self.splits.train, rank=0, world_size=1):
+        for batch in self.in_order(self.splits.train, rank=0, world_size=1):
             values = batch["pixel_values"].double()
             count, total, squares = count + values.numel(), total + values.sum(), squares + values.square().sum()
             if count >= IMAGES_FOR_DATA_VARIANCE * values[0].numel():
                 break
         return float(squares / count - (total / count) ** 2)
 
+    @property
+    def transform(self) -> ToPixelValues:
+        """Rows to pixel_values."""
+        return ToPixelValues(self.processor)
+
     def train_batches(self, batch_size: int, rank: int, world_size: int) -> TrainBatches:
         """Endless shuffled batches of pixel_values."""
-        return TrainBatches(
-            self.splits.train,
-            ToPixelValues(self.processor),
-            batch_size,
-            seed=self.args.seed,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.args.dataloader_num_workers,
-            max_bad_examples=self.max_bad_examples,
-        )
-
-    def _batches(self, dataset: Any, rank: int, world_size: int) -> EvaluationBatches:
-        return EvaluationBatches(
-            dataset,
-            ToPixelValues(self.processor),
-            self.args.per_device_eval_batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=self.args.dataloader_num_workers,
-            max_bad_examples=self.max_bad_examples,
-        )
+        return self.shuffled(batch_size, rank, world_size)
 
     def scalars(self, model: Any) -> Mapping[str, Tensor]:
         """The decoder's sigma^2, and with a stochastic quantizer its variance and temperature."""
@@ -155,13 +135,13 @@ class TokenizerTask:
         """Numbers of the held-out images. Leaves pictures and code counts in `run_dir`; warns of codebook collapse."""
         if self.splits.validation is None:
             return {}
-        batches = self._batches(self.splits.validation, accelerator.process_index, accelerator.num_processes)
+        batches = self.in_order(self.splits.validation, accelerator.process_index, accelerator.num_processes)
         result = evaluate(model, self.processor, batches)
         if accelerator.is_main_process:
             self._leave_pictures(model, run_dir, step, result)
             if warning := collapse_warning(result.code_counts, model.config, self.warn_perplexity_below):
                 logger.warning("step %d: %s See %s", step, warning, run_dir / "pictures" / HISTORY)
-        return {name: value for name, value in result.metrics.items() if value is not None and name != "num_images"}
+        return logged(result)
 
     def _leave_pictures(self, model: nn.Module, run_dir: Path, step: int, result: Evaluation) -> None:
         save_code_counts(run_dir / "codes.safetensors", step, result.code_counts)
@@ -178,7 +158,7 @@ class TokenizerTask:
 
     @cached_property
     def _first_held_out(self) -> Tensor:
-        batches = self._batches(self.splits.validation, rank=0, world_size=1)
+        batches = self.in_order(self.splits.validation, rank=0, world_size=1)
         return next(iter(batches))["pixel_values"][:PICTURED]
 
     def save(self, model: Any, run_dir: Path) -> None:
@@ -190,15 +170,15 @@ class TokenizerTask:
         self.processor.save_pretrained(run_dir)
 
     def _images_to_fit(self) -> TrainBatches:
-        size, transform = self.args.per_device_eval_batch_size, ToPixelValues(self.processor)
-        return TrainBatches(self.splits.train, transform, size, seed=0, max_bad_examples=sys.maxsize)
+        size = self.args.per_device_eval_batch_size
+        return TrainBatches(self.splits.train, self.transform, size, seed=0, max_bad_examples=sys.maxsize)
 
     def test(self, run_dir: Path, accelerator: Accelerator) -> Evaluation | None:
         """The saved model on the whole test split, in all processes; None without one."""
         if self.splits.test is None:
             return None
         model = AutoModel.from_pretrained(run_dir).to(accelerator.device)
-        batches = self._batches(self.splits.test, accelerator.process_index, accelerator.num_processes)
+        batches = self.in_order(self.splits.test, accelerator.process_index, accelerator.num_processes)
         return evaluate(model, self.processor, batches, progress=accelerator.is_main_process)
 
     def describe(self, run_dir: Path) -> dict[str, Any]:

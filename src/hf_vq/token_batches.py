@@ -11,7 +11,7 @@ from datasets import ClassLabel
 from torch import Tensor
 
 from hf_vq.canonical import canonical
-from hf_vq.models.prior_inputs import NO_CLASS
+from hf_vq.models.configuration_prior import NO_CLASS
 from hf_vq.streams import ToPixelValues
 from hf_vq.token_data import TOKEN_COLUMN, TokenDescription
 
@@ -37,16 +37,16 @@ class ToImageTokens:
         return batch
 
     def _tokens(self, cells: list[Any]) -> Tensor:
-        grid = self.description.grid_size or ()
-        codebooks = (self.description.num_codebooks,) if self.description.num_codebooks > 1 else ()
-        expected = math.prod((*grid, *codebooks))
+        shape = self.description.token_shape
+        expected = math.prod(shape)
         lengths = {0 if cell is None else len(cell) for cell in cells}
         if lengths != {expected}:
             raise ValueError(
-                f"a row of {TOKEN_COLUMN} has {min(lengths - {expected})} tokens, and grid {grid} with "
+                f"a row of {TOKEN_COLUMN} has {min(lengths - {expected})} tokens, and grid "
+                f"{self.description.grid_size} with "
                 f"{self.description.num_codebooks} codebooks has {expected}"
             )
-        return torch.from_numpy(np.array(cells, dtype=np.int64)).view(len(cells), *grid, *codebooks)
+        return torch.from_numpy(np.array(cells, dtype=np.int64)).view(len(cells), *shape)
 
 
 class ToLabelledPixelValues(ToPixelValues):

@@ -43,6 +43,12 @@ class TokenDescription:
     processor_hash: str | None = None
     precision: str = "float32"
 
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Of the image_tokens of one image where the grid does not vary: (h, w), or (h, w, M)."""
+        grid = self.grid_size or ()
+        return (*grid, self.num_codebooks) if self.num_codebooks > 1 else grid
+
     def added_to(self, schema: pa.Schema) -> pa.Schema:
         """The schema with this description beside what it held."""
         return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: json.dumps(asdict(self)).encode()})

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hf_vq import SQVAEConfig, VQImageProcessor
 from hf_vq.models.modeling_autoencoder import AutoencoderModel
+from without_package import run_without_package
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -126,22 +127,7 @@ def picture() -> torch.Tensor:
     return torch.randint(0, 256, (30, 41, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
 
 
-WITHOUT_PACKAGE = """
-import importlib.abc, pathlib, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_vq":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-blocker = Blocker()
-sys.meta_path.insert(0, blocker)
-try:
-    import hf_vq
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("hf_vq can be imported")
+TOKENS_AND_PIXELS = """
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -181,9 +167,7 @@ save_file(results, folder / "results.safetensors")
 def test_remote_code_gives_the_same_tokens_where_the_package_cannot_be_imported(tmp_path: Path, repository: Path):
     paths = save_all(tmp_path)
     save_file({"picture": picture()}, tmp_path / "picture.safetensors")
-    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE, str(tmp_path), str(repository / "src")]
-    ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert ran.returncode == 0, ran.stderr
+    run_without_package(TOKENS_AND_PIXELS, tmp_path, repository / "src")
     results = load_file(tmp_path / "results.safetensors")
     for family, path in paths.items():
         model, processor = AutoModel.from_pretrained(path), AutoImageProcessor.from_pretrained(path)

@@ -116,7 +116,7 @@ class TestPixels:
 class TestTraining:
     def test_each_epoch_has_every_image_once(self):
         pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
-        batches = list(short_runs._batches(pixels, epochs=3, batch_size=5, seed=1))
+        batches = list(short_runs.shuffled_batches(pixels, epochs=3, batch_size=5, seed=1))
         assert len(batches) == short_runs.planned_steps(10, 3, 5)
         epochs = torch.cat(batches).flatten().view(3, 10)
         assert (epochs.sort(1).values == torch.arange(10)).all()

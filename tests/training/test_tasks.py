@@ -13,6 +13,7 @@ from recipes import TINY, smooth_picture
 from safetensors.torch import load_file
 from torch import nn
 
+import image_task
 import tasks
 from digits import load_digits_images
 from engine import EngineArguments, fit
@@ -62,7 +63,7 @@ def test_accumulation_uses_the_variance_of_the_last_step_unless_the_config_says_
 
 
 def test_a_vqvae_stores_the_variance_of_the_training_set():
-    images = torch.cat([batch["pixel_values"] for batch in make_task()._batches(SPLITS.train, 0, 1)])
+    images = torch.cat([batch["pixel_values"] for batch in make_task().in_order(SPLITS.train, 0, 1)])
     assert len(images) == len(SPLITS.train) == 1400
     measured = planned("hf_vqvae", per_device_eval_batch_size=64).data_variance
     assert measured == pytest.approx(images.double().var(correction=0).item(), rel=1e-9)
@@ -72,7 +73,7 @@ def test_a_vqvae_stores_the_variance_of_the_training_set():
 
 def test_the_variance_of_a_large_set_is_that_of_its_first_images(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tasks, "IMAGES_FOR_DATA_VARIANCE", 256)
-    first = torch.cat([batch["pixel_values"] for batch in make_task()._batches(SPLITS.train.select(range(256)), 0, 1)])
+    first = torch.cat([batch["pixel_values"] for batch in make_task().in_order(SPLITS.train.select(range(256)), 0, 1)])
     measured = planned("hf_vqvae", per_device_eval_batch_size=128).data_variance
     assert measured == pytest.approx(first.double().var(correction=0).item(), rel=1e-9)
 
@@ -208,8 +209,13 @@ def test_without_held_out_rows_there_is_nothing_to_evaluate(tmp_path: Path):
 
 def test_the_test_split_is_read_once_after_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     opened: list[Any] = []
-    real = tasks.EvaluationBatches
-    monkeypatch.setattr(tasks, "EvaluationBatches", lambda data, *a, **k: (opened.append(data), real(data, *a, **k))[1])
+    real = image_task.EvaluationBatches
+
+    def record(dataset: Any, *rest: Any, **named: Any) -> Any:
+        opened.append(dataset)
+        return real(dataset, *rest, **named)
+
+    monkeypatch.setattr(image_task, "EvaluationBatches", record)
     settings = {"max_train_steps": 2, "eval_steps": 1, "output_dir": str(tmp_path), "per_device_train_batch_size": 4}
     task = make_task("hf_vqvae", **settings)
     fit(task, task.args, {})
@@ -249,5 +255,5 @@ def test_the_saved_average_is_what_is_tested(tmp_path: Path):
     model = task.build(3)
     model.load_state_dict(saved)
     assert isinstance(model, nn.Module) and result is not None
-    again = tasks.evaluate(model, task.processor, task._batches(SPLITS.test, 0, 1))
+    again = tasks.evaluate(model, task.processor, task.in_order(SPLITS.test, 0, 1))
     assert np.isclose(result.metrics["psnr"], again.metrics["psnr"])

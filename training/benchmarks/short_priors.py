@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_vq.canonical import canonical
 from kept_jobs import Count
-from short_runs import planned_steps, to_pixel_values
+from short_runs import planned_steps, shuffled_batches, to_pixel_values
 
 AT_ONCE = 250
 
@@ -43,13 +43,11 @@ def train_prior(
     steps = planned_steps(len(sequences), epochs, batch_size)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=learning_rate, weight_decay=0.1)
     torch.manual_seed(seed)
-    order = torch.cat([torch.randperm(len(sequences)) for _ in range(epochs)])
     prior.train()
-    for step, rows in enumerate(order[: steps * batch_size].split(batch_size)):
+    for step, batch in enumerate(shuffled_batches(sequences, epochs, batch_size, seed)):
         rate = min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
-        batch = sequences[rows]
         with torch.autocast("cpu", torch.bfloat16):
             loss = prior(batch, labels=batch).loss
         loss.backward()

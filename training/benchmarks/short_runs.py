@@ -162,7 +162,7 @@ def train_short(
     torch.manual_seed(seed)
     model.train()
     began = time.perf_counter()
-    for step, batch in enumerate(_batches(pixels, epochs, batch_size, seed), start=1):
+    for step, batch in enumerate(shuffled_batches(pixels, epochs, batch_size, seed), start=1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
@@ -180,11 +180,12 @@ def train_short(
     return steps * batch_size / (time.perf_counter() - began)
 
 
-def _batches(pixels: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+def shuffled_batches(rows: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Full batches, across the ends of epochs, each of which has its own order."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.cat([torch.randperm(len(pixels), generator=generator) for _ in range(epochs)])
+    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(epochs)])
     for index in range(len(order) // batch_size):
-        yield pixels[order[index * batch_size : (index + 1) * batch_size]]
+        yield rows[order[index * batch_size : (index + 1) * batch_size]]
 
 
 def evaluate_short(model: Any, pixels: Tensor, batch_size: int = 250) -> Evaluation:

@@ -9,7 +9,6 @@ import torch
 from transformers import pipeline
 
 from hf_vq.commands.shared import add_command, check_output_picture, where_from
-from hf_vq.models.prior_inputs import NO_CLASS
 from hf_vq.pictures import save_samples
 
 
@@ -46,7 +45,7 @@ def sample(args: argparse.Namespace) -> None:
     labels = [label for label in args.class_labels for _ in range(args.num_images)]
     images = pipe(class_labels=labels, batch_size=args.batch_size, **settings)
     pixels = torch.stack([torch.tensor(np.atleast_3d(np.array(image))).permute(2, 0, 1) for image in images])
-    titles = [title_of(label, pipe.model.config) for label in args.class_labels]
+    titles = [label if isinstance(label, str) else pipe.model.config.class_name(label) for label in args.class_labels]
     save_samples(args.output, pixels.unflatten(0, (len(titles), args.num_images)), titles)
     print(f"Wrote {len(images)} images to {args.output}.")
 
@@ -54,12 +53,3 @@ def sample(args: argparse.Namespace) -> None:
 def label_of(text: str) -> int | str:
     """A class by its number, or else by its name."""
     return int(text) if text.removeprefix("-").isdigit() else text
-
-
-def title_of(label: int | str, config: Any) -> str:
-    """What stands beside a row of samples."""
-    if label == NO_CLASS:
-        return "no class"
-    # Without names transformers makes up two.
-    names = config.id2label if len(config.id2label) == config.num_classes else {}
-    return str(names.get(label, f"class {label}" if isinstance(label, int) else label))

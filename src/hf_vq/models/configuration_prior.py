@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+NO_CLASS = -1
 PIPELINES = {
     "unconditional-image-generation": {
         "impl": "pipeline_image_generation.ImageGenerationPipeline",
@@ -85,9 +86,22 @@ class PriorConfig(PreTrainedConfig):
         return height, width
 
     @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Of the image_tokens of one image: (h, w), or (h, w, M) with several codebooks."""
+        return (*self.grid, self.num_codebooks) if self.num_codebooks > 1 else self.grid
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of an image, h * w * M."""
-        return math.prod(self.grid) * self.num_codebooks
+        return math.prod(self.token_shape)
+
+    def class_name(self, label: int) -> str:
+        """What to call a class: its name where `id2label` has one, and -1 is no class."""
+        if label == NO_CLASS:
+            return "no class"
+        # Without names transformers makes up two.
+        names: Any = self.id2label
+        return str((names if len(names) == self.num_classes else {}).get(label, f"class {label}"))
 
     def validate_prior(self) -> None:
         """Sizes are positive, shares lie in [0, 1)."""
@@ -104,4 +118,4 @@ class PriorConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
 
-__all__ = ["PriorConfig"]
+__all__ = ["NO_CLASS", "PriorConfig"]

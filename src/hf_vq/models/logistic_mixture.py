@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEVELS = 256
-HALF_BIN = 1 / 255
+from .levels import HALF_BIN, LEVELS, to_levels
+
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -7.0, 7.0
 
 
@@ -75,20 +75,16 @@ def num_parameters(num_channels: int, num_components: int) -> int:
 def to_mixture(parameters: Tensor, num_channels: int) -> LogisticMixture:
     """What a decoder gives, (B, P, H, W), as mixtures, in float32 or wider."""
     parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
-    pairs = num_channels * (num_channels - 1) // 2
-    parts = parameters.unflatten(1, (-1, 1 + 2 * num_channels + pairs))
-    logits, means, log_scales, coefficients = parts.split([1, num_channels, num_channels, pairs], dim=2)
+    components = parameters.unflatten(1, (-1, num_parameters(num_channels, 1)))
+    logits, means, log_scales, coefficients = components.tensor_split(
+        [1, 1 + num_channels, 1 + 2 * num_channels], dim=2
+    )
     return LogisticMixture(
         log_weights=logits.squeeze(2).log_softmax(dim=1),
         means=means,
         log_scales=log_scales.clamp(LEAST_LOG_SCALE, MOST_LOG_SCALE),
         coefficients=coefficients.tanh(),
     )
-
-
-def to_levels(pixel_values: Tensor) -> Tensor:
-    """pixel_values in [-1, 1] to the nearest levels 0 to 255, as floats."""
-    return ((pixel_values + 1) * 127.5).round()
 
 
 def log_mass(levels: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_prior import PriorConfig
+from .configuration_prior import NO_CLASS, PriorConfig
 from .depth_head import DepthHead, ScoreHead
 from .fourier_features import fourier_features
 from .pipeline_image_generation import ImageGenerationPipeline  # noqa: F401  # its file travels with the model
 from .prior_cache import own_cache, position_under_way, tokens_seen
 from .prior_guidance import ClassGuidance
-from .prior_inputs import NO_CLASS, as_class_labels, check_class_labels, check_sequences, check_tokens
+from .prior_inputs import as_class_labels, check_class_labels, check_sequences, check_tokens
 from .prior_tokenizer import rebase_tokenizer
 
 
@@ -42,11 +42,11 @@ class Positions(NamedTuple):
 
 
 class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
-    """P(image_tokens | class) as a causal language model over K codes. A family adds its trunk, and
-    GenerationMixin among its own bases, where transformers looks for it.
+    """P(image_tokens | class) as a causal language model over K codes.
 
-    A trunk turns (B, S, W), the start token's embedding and then those of positions, into (B, S, W): what it says of
-    the position after each.
+    A family adds its trunk, and GenerationMixin among its own bases, where transformers looks for it. A trunk turns
+    (B, S, W), the start token's embedding and then those of positions, into (B, S, W): what it says of the position
+    after each.
 
     Example:
         >>> sequences = prior.generate(class_labels=torch.tensor([3, 7]))
@@ -243,8 +243,7 @@ class PriorPreTrainedModel(PreTrainedModel, GenerationMixin):
         check_sequences(sequences, self.config, seen=0)
         tokens = sequences[:, 1:]
         check_tokens(tokens, self.config)
-        codebooks = (self.config.num_codebooks,) if self.config.num_codebooks > 1 else ()
-        return tokens.unflatten(1, (*self.config.grid, *codebooks))
+        return tokens.unflatten(1, self.config.token_shape)
 
     def generate(  # type: ignore[override]  # upstream knows no classes
         self, inputs: Tensor | None = None, class_labels: Any = None, guidance_scale: float | None = None, **kwargs: Any

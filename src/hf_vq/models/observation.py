@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-LEVELS = 256
+from .levels import HALF_BIN, LEVELS, to_levels
 
 
 def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -18,8 +18,7 @@ def gaussian_log_prob(pixel_values: Tensor, mean: Tensor, variance: Tensor) -> T
         mean: (B, C, H, W), in the same units.
         variance: () or (C,), in the same units squared.
     """
-    levels = ((pixel_values.double() + 1) * 127.5).round()
-    return log_mass(levels, mean, variance.view(-1, 1, 1)).flatten(1).sum(1)
+    return log_mass(to_levels(pixel_values.double()), mean, variance.view(-1, 1, 1)).flatten(1).sum(1)
 
 
 def gaussian_level_log_probs(mean: Tensor, variance: Tensor, channel: int) -> Tensor:
@@ -32,8 +31,8 @@ def gaussian_level_log_probs(mean: Tensor, variance: Tensor, channel: int) -> Te
 def log_mass(levels: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """log of the mass that Gaussians give to the bins of levels, in float64; all shapes broadcast."""
     distance, scale = levels / 127.5 - 1 - mean.double(), variance.double().sqrt()
-    lower = torch.where(levels <= 0, -math.inf, (distance - 1 / 255) / scale)
-    upper = torch.where(levels >= LEVELS - 1, math.inf, (distance + 1 / 255) / scale)
+    lower = torch.where(levels <= 0, -math.inf, (distance - HALF_BIN) / scale)
+    upper = torch.where(levels >= LEVELS - 1, math.inf, (distance + HALF_BIN) / scale)
     return log_normal_mass(lower, upper)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
-from .prior_inputs import NO_CLASS
+from .configuration_prior import NO_CLASS
 from .prior_tokenizer import check_tokenizer, load_tokenizer
 
 BATCH_SIZE = 64

@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configuration_prior import PriorConfig
-
-NO_CLASS = -1
+from .configuration_prior import NO_CLASS, PriorConfig
 
 
 def as_class_labels(class_labels: Any, device: torch.device) -> Tensor:
@@ -37,9 +35,7 @@ def check_sequences(input_ids: Tensor, config: PriorConfig, seen: int) -> None:
 
 def check_tokens(image_tokens: Tensor, config: PriorConfig) -> None:
     """Raises a ValueError unless image_tokens, on the grid or flat, are those of whole images."""
-    codebooks = (config.num_codebooks,) if config.num_codebooks > 1 else ()
-    shape = tuple(image_tokens.shape[1:])
-    if shape not in ((*config.grid, *codebooks), (config.num_tokens,)):
+    if tuple(image_tokens.shape[1:]) not in (config.token_shape, (config.num_tokens,)):
         raise ValueError(
             f"image_tokens must have the prior's grid of {described_grid(config)}, or {config.num_tokens} tokens in a "
             f"row, got shape {tuple(image_tokens.shape)}"
@@ -83,4 +79,4 @@ def described_grid(config: PriorConfig) -> str:
     return f"{config.grid[0]} x {config.grid[1]}{codebooks}"
 
 
-__all__ = ["NO_CLASS", "as_class_labels", "check_class_labels", "check_sequences", "check_tokens"]
+__all__ = ["as_class_labels", "check_class_labels", "check_sequences", "check_tokens"]
