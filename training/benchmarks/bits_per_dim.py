@@ -39,7 +39,7 @@ TOKENIZER: dict[str, Any] = {
     "temperature_end": 0.4,
 }
 PRIOR: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "dropout": 0.0}
-TOKENIZER_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 4e-3}
+TOKENIZER_PLAN: dict[str, Any] = {"epochs": 1, "batch_size": 64, "learning_rate": 4e-3}
 PRIOR_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 2e-3}
 PUBLISHED = {
     "VAE (van den Oord et al. 2017)": 4.51,
