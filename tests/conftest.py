@@ -3,6 +3,8 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest  # noqa: E402  the environment comes first
 import torch  # noqa: E402  the environment comes first
+from huggingface_hub import HfApi  # noqa: E402  the environment comes first
+
+from hub_server import HubServer  # noqa: E402  the environment comes first
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOCATORS = (
@@ -78,3 +83,41 @@ def poisoned_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         for owner, name in ALLOCATORS:
             monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
     yield
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on the loopback interface, empty."""
+    with HubServer() as server:
+        yield server
+    assert not server.failures, server.failures[0]
+
+
+@pytest.fixture
+def hub_api(hub: HubServer, tmp_path: Path) -> Iterator[HfApi]:
+    """The owner's client of `hub`; huggingface_hub, transformers and datasets speak to `hub` in this process, too."""
+    from hub_client import in_process  # it imports datasets
+
+    with in_process(hub, tmp_path / "hub_cache") as api:
+        yield api
+
+
+@pytest.fixture
+def hub_environment(hub: HubServer, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that speaks to `hub` as its owner."""
+    from hub_client import environment  # it imports datasets
+
+    return environment(hub, tmp_path / "hub_home")
+
+
+@pytest.fixture
+def run_with_hub(hub_environment: dict[str, str]) -> Callable[..., str]:
+    """Runs a script with arguments in such a process, and returns what it prints."""
+
+    def run(script: str, *arguments: object) -> str:
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        ran = subprocess.run(command, env=hub_environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run

@@ -108,17 +108,33 @@ class DataArguments:
             raise ValueError(f"{name} is {getattr(self, name)!r}, but the embedded digits have no such choice: drop it")
 
 
+@dataclass
+class HubArguments:
+    """Where it is published."""
+
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the model on the Hub when it is trained."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Its repository, org/name; by default yours, named as the output_dir."}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make a new repository private."})
+    hub_token: str | None = field(default=None, metadata={"help": "By default the one that was logged in with."})
+    hub_license: str | None = field(default=None, metadata={"help": "Of the weights, for the card: apache-2.0, ..."})
+    tokenizer_repo_id: str | None = field(default=None, metadata={"help": "Of a prior: its tokenizer's repository."})
+    with_tokenizer: bool = field(default=False, metadata={"help": "Of a prior: publish its tokenizer, too."})
+
+
 class RunArguments(NamedTuple):
     """All settings of a run."""
 
     model: ModelArguments
     data: DataArguments
     engine: EngineArguments
+    hub: HubArguments
     model_fields: dict[str, Any]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything, for run.yaml."""
+        """What is trained and how, for run.yaml."""
         flat = asdict(self.model) | asdict(self.data) | asdict(self.engine)
         del flat["config_overrides"]
         return {**flat, "model": self.model_fields}
@@ -135,14 +151,14 @@ def parse(arguments: Sequence[str]) -> RunArguments:
     in_file = read_config(path) if path else {}
     in_file_model = as_mapping(in_file.pop("model", None), f"model in {path}")
 
-    groups = (ModelArguments, DataArguments, EngineArguments)
+    groups = (ModelArguments, DataArguments, EngineArguments, HubArguments)
     names = [f.name for group in groups for f in fields(group)]
     parser = HfArgumentParser(list(groups), allow_abbrev=False, description="Trains a tokenizer or a prior.")  # type: ignore[arg-type]  # its NewType fits no class
     parser.add_argument("--config", help="A YAML file with any of these settings, and the model's fields as `model`.")
     check_places(in_file, names, path)
     check_names(in_file, names, f"setting in {path}")
     # As flags in front of the real ones, the file's values are converted by the same parser.
-    model, data, engine, *_, stray = parser.parse_args_into_dataclasses(
+    model, data, engine, hub, *_, stray = parser.parse_args_into_dataclasses(
         [*as_flags(in_file), *arguments], look_for_args_file=False, return_remaining_strings=True
     )
     check_names((word.partition("=")[0] for word in stray), [f"--{name}" for name in names], "flag")
@@ -155,7 +171,7 @@ def parse(arguments: Sequence[str]) -> RunArguments:
         raise ValueError(
             f"{model.model_name_or_path} brings its own config: drop {', '.join(model_fields)}, or model_name_or_path"
         )
-    return RunArguments(model, data, engine, model_fields)
+    return RunArguments(model, data, engine, hub, model_fields)
 
 
 def choose_config(arguments: Sequence[str]) -> Path | None:
@@ -170,12 +186,14 @@ def choose_config(arguments: Sequence[str]) -> Path | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file; of a run.yaml, the settings of that run."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}: --config takes a YAML file, such as {DEFAULT_CONFIG}")
     content = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of settings, and holds {type(content).__name__}")
+    if isinstance(content.get("settings"), dict):
+        content = {name: value for name, value in content["settings"].items() if name != "num_processes"}
     return content
 
 

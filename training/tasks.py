@@ -21,12 +21,14 @@ from hf_vq.evaluation import Evaluation, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.observation_fit import fit_observation_variance
 from hf_vq.pictures import save_reconstructions
+from hf_vq.reference_tokens import save_reference_tokens
 from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
 from image_task import ImageTask, logged
 
 logger = logging.getLogger(__name__)
 
 PICTURED = 32
+REFERENCES = 8
 HISTORY = "code-history.png"
 IMAGES_FOR_DATA_VARIANCE = 50_000
 IMAGES_FOR_DECODER_VARIANCE = 10_000
@@ -147,7 +149,7 @@ class TokenizerTask(ImageTask):
         save_code_counts(run_dir / "codes.safetensors", step, result.code_counts)
         save_code_usage(run_dir / "pictures" / f"step-{step:06d}-codes.png", result.code_counts)
         save_code_history(run_dir / "pictures" / HISTORY, run_dir / "codes.safetensors")
-        pixel_values = self._first_held_out.to(next(model.parameters()).device)
+        pixel_values = self._first_images.to(next(model.parameters()).device)
         decoded = model(pixel_values, return_loss=False).decoded_pixel_values
         save_reconstructions(
             run_dir / "pictures" / f"step-{step:06d}-reconstructions.png",
@@ -157,8 +159,9 @@ class TokenizerTask(ImageTask):
         )
 
     @cached_property
-    def _first_held_out(self) -> Tensor:
-        batches = self.in_order(self.splits.validation, rank=0, world_size=1)
+    def _first_images(self) -> Tensor:
+        """Held out, if any are."""
+        batches = self.in_order(self.splits.validation or self.splits.train, rank=0, world_size=1)
         return next(iter(batches))["pixel_values"][:PICTURED]
 
     def save(self, model: Any, run_dir: Path) -> None:
@@ -168,6 +171,8 @@ class TokenizerTask(ImageTask):
             fit_observation_variance(model, self._images_to_fit(), enough)
         model.save_pretrained(run_dir)
         self.processor.save_pretrained(run_dir)
+        images = to_uint8(self._first_images[:REFERENCES], self.processor)
+        save_reference_tokens(run_dir, model, self.processor, images)
 
     def _images_to_fit(self) -> TrainBatches:
         size = self.args.per_device_eval_batch_size

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator, PartialState
+from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassError
 
 from arguments import DataArguments, RunArguments, parse
@@ -20,6 +21,7 @@ from digits import load_digits_images
 from engine import fit, share_cores
 from hf_vq.evaluation import Evaluation, write_evaluation
 from hf_vq.pictures import save_curves
+from hf_vq.publishing import choose_tokenizer, publish
 from hf_vq.streams import ImageSplits, describe_tokens, load_images
 from hf_vq.token_data import TokenDescription
 from prior_task import PriorTask
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     run = parse(arguments)
     share_cores()
     task = make_task(run)
+    if run.hub.push_to_hub and PartialState().is_main_process:
+        check_publishing(run)
     run_dir = fit(task, run.engine, run.settings)
     accelerator = Accelerator()
     result = task.test(run_dir, accelerator)
@@ -39,6 +43,8 @@ def main(arguments: Sequence[str]) -> None:
         if result is not None:
             record_test(run_dir, result, run, task)
         print(farewell(run_dir, result, task))
+        if run.hub.push_to_hub:
+            publish_run(run_dir, run)
     PartialState().destroy_process_group()
 
 
@@ -137,6 +143,38 @@ def record_test(run_dir: Path, result: Evaluation, run: RunArguments, task: Toke
         git_commit=recorded["git_commit"],
         machine=recorded["machine"],
     )
+
+
+def check_publishing(run: RunArguments) -> None:
+    """Makes the repository, so that what stands in the way of publishing shows before the training.
+
+    Raises:
+        ValueError: a prior whose tokenizer nobody would find.
+        HfHubHTTPError: the Hub refuses.
+    """
+    repo_id = repo_id_of(run)
+    if run.model.tokenizer_name_or_path is not None:
+        choose_tokenizer(run.model.tokenizer_name_or_path, repo_id, run.hub.tokenizer_repo_id, run.hub.with_tokenizer)
+    HfApi(token=run.hub.hub_token).create_repo(repo_id, private=run.hub.hub_private_repo, exist_ok=True)
+
+
+def repo_id_of(run: RunArguments) -> str:
+    """The repository to publish to."""
+    return run.hub.hub_model_id or Path(run.engine.output_dir).resolve().name
+
+
+def publish_run(run_dir: Path, run: RunArguments) -> None:
+    """Publishes what was trained."""
+    commit = publish(
+        run_dir,
+        repo_id_of(run),
+        tokenizer_repo_id=run.hub.tokenizer_repo_id,
+        with_tokenizer=run.hub.with_tokenizer,
+        license=run.hub.hub_license,
+        private=run.hub.hub_private_repo,
+        token=run.hub.hub_token,
+    )
+    print(f"Published {commit.repo_url}, commit {commit.oid}")
 
 
 def farewell(run_dir: Path, result: Evaluation | None, task: TokenizerTask | PriorTask) -> str:

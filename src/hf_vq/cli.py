@@ -1,4 +1,4 @@
-"""The command `hf-vq`: encode images, decode tokens, sample images, measure a model, draw the pictures of a run."""
+"""The command `hf-vq`: encode images, decode tokens, sample images, measure a model, draw a run, publish it."""
 
 import argparse
 import sys
@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 
 from hf_vq.commands.evaluate import add_evaluate
 from hf_vq.commands.plot import add_plot
+from hf_vq.commands.publish import add_publish
 from hf_vq.commands.sample import add_sample
+from hf_vq.commands.tokenize import add_tokenize
 from hf_vq.commands.tokens import add_decode, add_encode
 
 __all__ = ["main"]
@@ -39,12 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `hf-vq`; no flag may be abbreviated."""
     parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot,tokenize,publish}"
+    )
     add_encode(commands)
     add_decode(commands)
     add_sample(commands)
     add_evaluate(commands)
     add_plot(commands)
+    add_tokenize(commands)
+    add_publish(commands)
     return parser
 
 

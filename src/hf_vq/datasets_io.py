@@ -100,6 +100,35 @@ def load_images(
     return ImageSplits(*(_as_streams(*splits) if streaming and as_table else splits))
 
 
+def open_splits(
+    dataset_name: str,
+    *,
+    dataset_config_name: str | None = None,
+    data_files: DataFiles | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    splits: Sequence[str] | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, ImageDataset]:
+    """The splits of a data set of images, whole, by their names: streams, or of local pictures tables of their paths.
+
+    Args:
+        splits: names, by default all.
+        dataset_name, dataset_config_name, data_files, revision, image_column, cache_dir: as in `load_images`.
+
+    Raises:
+        FileNotFoundError: no such folder, file or data set.
+        ValueError: an unknown split or column.
+    """
+    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    as_table = _lists_local_pictures(builder)
+    opened: dict[str, Any] = _open_tables(builder, False) if as_table else _open_streams(builder)
+    in_tables = isinstance(builder, Parquet) and not as_table
+    return {
+        name: _undecoded(_choose(opened, name), image_column, in_tables) for name in splits or list(map(str, opened))
+    }
+
+
 def describe_tokens(
     dataset_name: str,
     *,

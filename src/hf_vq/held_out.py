@@ -11,7 +11,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 
 from hf_vq.decoding import open_file
 
-__all__ = ["count_rows", "files_of", "hold_out_files", "hold_out_rows", "num_examples", "record"]
+__all__ = ["count_rows", "files_of", "hold_out_files", "hold_out_rows", "num_examples", "record", "row_groups"]
 
 DEFAULT_VALIDATION_SIZE = 5_000
 _HELD_OUT = "held_out"
@@ -60,7 +60,7 @@ def hold_out_files(
 
 
 def _hold_out_row_groups(train: IterableDataset, file: str, size: int) -> tuple[IterableDataset, IterableDataset]:
-    rows = _row_groups(file)
+    rows = row_groups(file)
     held_out = _last_pieces(rows, size)
     groups = train.reshard()
     shards = [groups.shard(len(rows), index) for index in range(len(rows))]
@@ -93,11 +93,11 @@ def files_of(builder: DatasetBuilder, split: str) -> list[str]:
 def count_rows(files: list[str]) -> int:
     """The rows of Parquet files, from their footers."""
     with ThreadPoolExecutor(16) as pool:
-        return sum(map(sum, pool.map(_row_groups, files)))
+        return sum(map(sum, pool.map(row_groups, files)))
 
 
 @lru_cache(maxsize=65_536)
-def _row_groups(file: str) -> list[int]:
+def row_groups(file: str) -> list[int]:
     """The rows of each row group of a Parquet file, from its footer."""
     with open_file(file) as stream:
         footer = pq.read_metadata(stream)

@@ -78,7 +78,7 @@ class TableReader:
             return []
         self.cursor["taken"] += len(positions)
         numbers = [self._number(*divmod(position, len(self.table))) for position in positions]
-        rows = _rows(self.table[numbers])
+        rows = rows_of(self.table[numbers])
         return [Row(cells, 0, number) for cells, number in zip(rows, numbers, strict=True)]
 
     def where(self, row: Row) -> str:
@@ -181,7 +181,7 @@ class StreamReader:
         rows = self.stream.shard(_num_shards(self.stream), shard, contiguous=False)
         # Iterating over a stream divides it among the loader's workers once more; iterating by batches does not.
         for columns in rows.iter(_ROWS_AT_ONCE):
-            yield from _rows(columns)
+            yield from rows_of(columns)
 
 
 def count_readers(dataset: ImageDataset, num_workers: int, world_size: int) -> int:
@@ -204,7 +204,8 @@ def _start_of_epoch(epoch: int) -> Cursor:
     return {"epoch": epoch, "block": 0, "shard": 0, "row": 0, "taken": 0}
 
 
-def _rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """A batch of columns as rows."""
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 

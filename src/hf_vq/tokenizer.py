@@ -15,10 +15,11 @@ from huggingface_hub import CommitInfo, HfApi
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, BatchEncoding
-from transformers.utils import TensorType
+from transformers.utils import TensorType, cached_file
 from transformers.utils.logging import tqdm
 
 from hf_vq.canonical import canonical
+from hf_vq.reference_tokens import REFERENCE_FILE, Verification, compare
 from hf_vq.token_grids import broadcast_grids, depth, on_grid, to_encoding, to_ids
 
 __all__ = ["ImageTokenizer"]
@@ -53,6 +54,7 @@ class ImageTokenizer:
             raise ValueError(f"{type(model).__name__} is no image tokenizer: it has no codebook to take ids from.")
         self.model: Any = model
         self.processor = processor
+        self._origin: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -75,7 +77,9 @@ class ImageTokenizer:
             ValueError: if the model is no image tokenizer.
         """
         model = AutoModel.from_pretrained(path, dtype=torch.float32 if dtype is None else dtype, **kwargs)
-        return cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **kwargs))
+        tokenizer = cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **kwargs))
+        tokenizer._origin = _origin(path, getattr(model.config, "_commit_hash", None), **kwargs)
+        return tokenizer
 
     def __repr__(self) -> str:
         config = self.model.config
@@ -166,6 +170,22 @@ class ImageTokenizer:
                 bar.update(len(indices))
         return [images[index] for index in range(len(images))]
 
+    def verify(self) -> Verification:
+        """Whether this machine gives the tokens that were published: encodes the few images that lie beside the model.
+
+        Returns:
+            How many tokens differ, and by how much; near-ties do between kernels.
+
+        Raises:
+            ValueError: the tokenizer was not loaded by `from_pretrained`, or from where there are no such images.
+        """
+        if self._origin is None:
+            raise ValueError("there is nothing to compare with: load the tokenizer by from_pretrained.")
+        file = cached_file(filename=REFERENCE_FILE, **self._origin, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise ValueError(f"{self._origin['path_or_repo_id']} was published without a {REFERENCE_FILE}.")
+        return compare(file, self.model, self.processor)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes model and processor into one folder, which `from_pretrained` reads."""
         self.model.save_pretrained(save_directory)
@@ -215,6 +235,11 @@ class ImageTokenizer:
             if start:
                 error.add_note(f"Images are counted from number {start} of this call.")
             raise
+
+
+def _origin(path: Any, commit: str | None, trust_remote_code: Any = None, **kwargs: Any) -> dict[str, Any]:
+    """Where other files of a loaded model are, for `cached_file`: at the same commit, should the branch move on."""
+    return {"path_or_repo_id": path, **kwargs} | ({"revision": commit} if commit else {})
 
 
 def _bar(name: str, total: int | None) -> Any:

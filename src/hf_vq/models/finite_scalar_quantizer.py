@@ -43,6 +43,10 @@ class FiniteScalarQuantizer(Quantizer):
     def search_rows(self, rows: Tensor, variance: Tensor | None = None) -> Tensor:
         return self.to_codes(self.bound(rows).round())
 
+    def comparable(self, rows: Tensor) -> Tensor:
+        """Squashed, in the units of the codebook."""
+        return self.bound(rows) / self.half_widths(rows)
+
     def bound(self, rows: Tensor) -> Tensor:
         """Rows (M, N, D) squashed so that rounding gives L values, from -floor(L / 2) up."""
         levels = rows.new_tensor(self.levels)

@@ -158,6 +158,12 @@ class Quantizer(nn.Module):
         with without_autocast(self.codebook.weight):
             return pick(self.vectors(), codes.movedim(-1, 0)).movedim(0, -2).flatten(-2).movedim(-1, 1)
 
+    def squared_distances(self, latents: Tensor, image_tokens: Tensor) -> Tensor:
+        """||z - e||^2 of latents (B, M * D, *grid) from the vectors at image_tokens, in the shape of these."""
+        with without_autocast(latents):
+            rows, vectors = self.comparable(self.rows(latents)), to_rows(self.lookup(image_tokens), self.num_codebooks)
+            return squared_distance(rows, vectors).T.reshape(image_tokens.shape)
+
     def vectors(self) -> Tensor:
         """The vectors (M, K, D) that search and decoding use."""
         codes = self.place_codes()
@@ -193,6 +199,10 @@ class Quantizer(nn.Module):
             raise ValueError(f"latents must have shape (B, {channels}, *grid), got {tuple(latents.shape)}")
         rows = to_rows(latents, self.num_codebooks)
         return F.normalize(rows, dim=-1) if self.normalize_codes else rows
+
+    def comparable(self, rows: Tensor) -> Tensor:
+        """Rows (M, N, D) where the search looks for the nearest vector."""
+        return rows
 
     def row_variance(self, log_variance: Tensor | None) -> Tensor | None:
         """What `quantize_rows` and `search_rows` get of log_variance; nothing, by default."""

@@ -1,0 +1,172 @@
+"""From a run directory to a repository on the Hub: one commit of weights, config, code, card and measured numbers."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
+
+from hf_vq.hub_commit import commit_folder
+from hf_vq.model_card import EVALUATION, LOG, RUN, write_card
+from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
+from hf_vq.reference_tokens import REFERENCE_FILE
+
+__all__ = ["TokenizerPlace", "choose_tokenizer", "publish", "write_repository"]
+
+PathLike = str | os.PathLike[str]
+PICTURES = ("reconstructions", "codes", "samples", "code-history", "curves")
+REPLACED = ("*.py", "*.safetensors", "pictures/*")
+"""Files of an earlier version that go where the new one has none of that name."""
+
+
+class TokenizerPlace(NamedTuple):
+    """Where a published prior finds its tokenizer: a name on the Hub, or a path seen from the prior's folder."""
+
+    name: str
+    revision: str | None = None
+
+
+def publish(
+    run_dir: PathLike,
+    repo_id: str,
+    *,
+    tokenizer_repo_id: str | None = None,
+    with_tokenizer: bool = False,
+    license: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Makes a repository of a trained model, in one commit: whoever pulls gets the version before, or all of this one.
+
+    After an error nothing of the new version is visible, and the same call finishes the work.
+
+    Args:
+        run_dir: what training left, or any folder with a tokenizer or a prior.
+        repo_id: the repository, "org/name"; it is made if it does not exist.
+        tokenizer_repo_id: of a prior, where its tokenizer is published; by default where its config says.
+        with_tokenizer: publish a prior's tokenizer first, by default beside the prior under the name of its folder.
+        license: identifier of the weights' licence for the card.
+        private: whether a new repository is private; None is the organisation's default.
+        revision: the branch, "main" by default; it is made if it does not exist.
+        token: of the Hub; None is the one that was logged in with.
+
+    Raises:
+        ValueError: no such model; numbers that were measured on another; or a prior whose tokenizer nobody would find.
+        HfHubHTTPError, OSError: what the Hub or the network refused.
+    """
+    api, tokenizer = HfApi(token=token), None
+    shared: dict[str, Any] = {"license": license, "private": private, "token": token}
+    config = AutoConfig.from_pretrained(run_dir)
+    if is_prior(config):
+        name = choose_tokenizer(config.tokenizer_name_or_path, repo_id, tokenizer_repo_id, with_tokenizer)
+        if with_tokenizer:
+            publish(tokenizer_location(config), name, **shared)
+        tokenizer = find_on_hub(config, name, api)
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(run_dir, folder, repo_id, license=license, tokenizer=tokenizer)
+        return commit_folder(api, folder, repo_id, private=private, revision=revision, replaced=REPLACED)
+
+
+def choose_tokenizer(name: str | None, repo_id: str, tokenizer_repo_id: str | None, with_tokenizer: bool) -> str:
+    """The repository in which a published prior finds its tokenizer.
+
+    Args:
+        name: the prior's tokenizer_name_or_path.
+        repo_id, tokenizer_repo_id, with_tokenizer: as in `publish`.
+
+    Raises: ValueError if others would not find the tokenizer.
+    """
+    if name is None:
+        raise ValueError("the prior's config names no tokenizer: set its tokenizer_name_or_path and fingerprint")
+    is_local = name.startswith((".", "/", "~")) or os.path.isdir(name)
+    if with_tokenizer and not is_local:
+        raise ValueError(f"the prior's tokenizer is published already, as {name}: drop with_tokenizer")
+    if tokenizer_repo_id is not None:
+        return tokenizer_repo_id
+    if not is_local:
+        return name
+    beside = "/".join([*repo_id.split("/")[:-1], Path(name).resolve().name])
+    if with_tokenizer:
+        return beside
+    raise ValueError(
+        f"the prior's tokenizer is in the folder {name}, where nobody else finds it: name its repository by "
+        f"tokenizer_repo_id, or publish it, too, by with_tokenizer (as {beside})"
+    )
+
+
+def find_on_hub(config: Any, name: str, api: HfApi) -> TokenizerPlace:
+    """The commit of a prior's tokenizer on the Hub, which is checked to be the prior's.
+
+    Raises: ValueError if it is another tokenizer.
+    """
+    revision = api.model_info(name).sha
+    check_tokenizer(config, AutoModel.from_pretrained(name, revision=revision, token=api.token))
+    return TokenizerPlace(name, revision)
+
+
+def write_repository(
+    run_dir: PathLike,
+    folder: PathLike,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    tokenizer: TokenizerPlace | None = None,
+) -> None:
+    """Writes a repository's folder: what `from_pretrained` reads, its code, the run's numbers and pictures, the card.
+
+    Args:
+        run_dir, repo_id, license: as in `publish`.
+        folder: is made if need be.
+        tokenizer: what a prior is to call its tokenizer.
+
+    Raises: ValueError if there is no such model, or evaluation.json was measured on another one.
+    """
+    run_dir, folder = Path(run_dir), Path(folder)
+    config = AutoConfig.from_pretrained(run_dir)
+    if is_prior(config):
+        model: Any = AutoModelForCausalLM.from_pretrained(run_dir)
+        check_measured(run_dir, model.config.tokenizer_fingerprint)
+        if tokenizer is not None:
+            model.config.tokenizer_name_or_path, model.config.tokenizer_revision = tokenizer
+    else:
+        model = AutoModel.from_pretrained(run_dir)
+        check_measured(run_dir, model.fingerprint())
+        AutoImageProcessor.from_pretrained(run_dir).save_pretrained(folder)
+    model.save_pretrained(folder)
+    copy_measured(run_dir, folder)
+    write_card(folder, model, repo_id, license)
+
+
+def is_prior(config: Any) -> bool:
+    """Whether a config is that of a prior."""
+    return hasattr(config, "tokenizer_fingerprint")
+
+
+def check_measured(run_dir: Path, fingerprint: str) -> None:
+    """Raises a ValueError if evaluation.json tells of another tokenizer."""
+    file = run_dir / EVALUATION
+    measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = measured.get("tokenizer_fingerprint", measured.get("fingerprint", fingerprint))
+    if found != fingerprint:
+        raise ValueError(
+            f"{file} was measured with the tokenizer {found[:16]}, and this one is {fingerprint[:16]}: measure again, "
+            f"hf-vq evaluate {run_dir} --output {file}, or remove it"
+        )
+
+
+def copy_measured(run_dir: Path, folder: Path) -> None:
+    """The run's numbers, settings, log and reference tokens, and the last picture of each kind."""
+    for name in (EVALUATION, RUN, LOG, REFERENCE_FILE):
+        if (run_dir / name).is_file():
+            shutil.copyfile(run_dir / name, folder / name)
+    (folder / "pictures").mkdir(exist_ok=True)
+    for kind in PICTURES:
+        # step-000500-codes.png comes before step-001000-codes.png, and both before codes.png
+        found = [*sorted(run_dir.glob(f"pictures/step-*-{kind}.png")), *run_dir.glob(f"pictures/{kind}.png")]
+        if found:
+            shutil.copyfile(found[-1], folder / "pictures" / f"{kind}.png")

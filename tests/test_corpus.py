@@ -1,0 +1,287 @@
+"""Bulk tokenization: every row once, as its own, and the same bytes whatever happened on the way."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, load_dataset
+
+import hf_vq
+from corpora import CLASSES, FEATURES, make_tokenizer, picture, save_tokenizer, write_data_set, write_images
+from hf_vq.cli import main
+from hf_vq.corpus_job import TokenizationJob
+from hf_vq.streams import describe_tokens
+from hf_vq.tokenize_images import TokenizeImages
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_data_set(tmp_path_factory.mktemp("images")))
+
+
+def tokenize(folder: Path, model: str, dataset_name: str, *flags: str) -> int:
+    """`hf-vq tokenize`, decoding in this process."""
+    given = ["--dataset_name", dataset_name, "--output", str(folder), "--dataloader_num_workers", "0"]
+    return main(["tokenize", model, *given, *flags])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file by its name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    return list(load_dataset(str(folder), split=split))
+
+
+def ids_of(model: str, numbers: range) -> list[list[int]]:
+    return hf_vq.ImageTokenizer.from_pretrained(model)([picture(number) for number in numbers])["input_ids"]
+
+
+def test_tokens_and_the_columns_beside_them(tmp_path: Path, model: str, images: str):
+    assert tokenize(tmp_path / "out", model, images) == 0
+    train, test = rows(tmp_path / "out"), rows(tmp_path / "out", "test")
+    assert [row["caption"] for row in train] == [f"picture {n}" for n in range(48)]
+    assert [row["label"] for row in test] == [n % 3 for n in range(48, 60)]
+    assert [row["image_tokens"] for row in train + test] == ids_of(model, range(ROWS))
+    assert set(train[0]) == {"image_tokens", "label", "caption"}
+    loaded = load_dataset(str(tmp_path / "out"))
+    assert loaded["train"].features["label"].names == CLASSES
+    assert loaded["train"].features["image_tokens"].feature.dtype == "uint16"
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 48, "test": 12}
+
+
+def test_the_schema_says_which_tokenizer(tmp_path: Path, model: str, images: str):
+    tokenize(tmp_path / "out", model, images)
+    found = describe_tokens(str(tmp_path / "out"))
+    made = TokenizeImages(make_tokenizer()).description
+    assert found is not None and found.tokenizer_fingerprint == made.tokenizer_fingerprint
+    assert found.processor_hash == made.processor_hash and len(made.processor_hash or "") == 64
+    assert (found.codebook_size, found.num_codebooks, found.grid_size) == (300, 1, (2, 2))
+    assert found.tokenizer_name_or_path == model and found.precision == "float32"
+    found.check_made_by(make_tokenizer().model)
+
+
+def test_a_bad_image_is_counted_named_and_left_out(
+    tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    images = str(write_data_set(tmp_path / "images", bad=[3, 30]))
+    with caplog.at_level(logging.WARNING):
+        assert tokenize(tmp_path / "out", model, images) == 0
+    assert [row["caption"] for row in rows(tmp_path / "out")] == [f"picture {n}" for n in range(48) if n not in (3, 30)]
+    assert "58 images are tokenized" in (said := capsys.readouterr().out) and "2 were left out" in said
+    assert any("row 3 of" in message for message in caplog.messages)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| images left out as unusable | 2 |" in card and "row 6 of" in card and "train-00002" in card
+
+
+def test_an_image_that_the_processor_refuses_is_a_bad_one(tmp_path: Path, model: str):
+    sizes = [(8, 8), (2, 9), (12, 8)]
+    for number, (height, width) in enumerate(sizes):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        picture(number, height, width).save(tmp_path / "images" / f"{number}.png")
+    assert tokenize(tmp_path / "out", model, str(tmp_path / "images"), "--keep_size") == 0
+    found = rows(tmp_path / "out")
+    assert [(row["grid_h"], row["grid_w"]) for row in found] == [(2, 2), (3, 2)]
+    assert [len(row["image_tokens"]) for row in found] == [4, 6]
+    assert describe_tokens(str(tmp_path / "out")).grid_size is None  # type: ignore[union-attr]
+
+
+def test_too_many_bad_images_stop_it(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
+    images = str(write_data_set(tmp_path / "images", bad=[3, 30, 31]))
+    assert tokenize(tmp_path / "out", model, images, "--max_bad_examples", "2") == 2
+    assert "more than max_bad_examples=2" in capsys.readouterr().err
+    # What is finished stays, and counts.
+    there = {path.name for path in (tmp_path / "out" / "data").iterdir()}
+    assert "train-00000-of-00004.parquet" in there and "train-00002-of-00004.parquet" not in there
+    assert tokenize(tmp_path / "out", model, images, "--max_bad_examples", "3") == 0
+    assert len(rows(tmp_path / "out")) == 45
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--dataloader_num_workers", "2"], ["--batch_size", "5"], ["--batch_size", "100"]],
+    ids=["again", "workers", "small", "large"],
+)
+def test_the_same_rows_however_they_are_loaded(tmp_path: Path, model: str, images: str, flags: list[str]):
+    tokenize(tmp_path / "one", model, images)
+    tokenize(tmp_path / "two", model, images, *flags)
+    first, second = contents(tmp_path / "one" / "data"), contents(tmp_path / "two" / "data")
+    assert first == second and len(first) == 5
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path, model: str, images: str):
+    tokenize(tmp_path, model, images)
+    whole, files = contents(tmp_path), sorted((tmp_path / "data").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in files}
+    files[1].unlink()
+    (tmp_path / "data" / ".half.parquet.1.tmp").write_bytes(b"half")
+    assert tokenize(tmp_path, model, images) == 0
+    assert contents(tmp_path) == whole
+    redone = [path for path in files if path.stat().st_mtime_ns != times[path]]
+    assert redone == [files[1]]
+
+
+KILLED = """
+import sys, time
+from hf_vq import corpus, tokenize_images
+from hf_vq.cli import main
+slowly = tokenize_images.TokenizeImages.encode
+def encode(self, batches):
+    time.sleep(0.02)
+    return slowly(self, batches)
+tokenize_images.TokenizeImages.encode = encode
+print("ready", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_at_ten_moments_it_equals_the_undisturbed(tmp_path: Path, model: str, images: str, repository: Path):
+    tokenize(tmp_path / "calm", model, images, "--batch_size", "2", "--rows_per_file", "5")
+    given = ["--dataset_name", images, "--output", str(tmp_path / "killed"), "--dataloader_num_workers", "0"]
+    command = [sys.executable, "-c", KILLED, "tokenize", model, *given, "--batch_size", "2", "--rows_per_file", "5"]
+    environment = os.environ | {"PYTHONPATH": str(repository / "src")}
+    draw, killed = random.Random(0), 0
+    while killed < 10:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(draw.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        if killed == 5:
+            assert 0 < len(list((tmp_path / "killed" / "data").glob("[!.]*.parquet"))) < 15
+    assert subprocess.run(command, capture_output=True, env=environment).returncode == 0
+    calm, disturbed = (contents(tmp_path / name / "data") for name in ("calm", "killed"))
+    assert calm == disturbed and len(calm) == 15
+
+
+def test_another_job_is_refused(tmp_path: Path, model: str, images: str, capsys: pytest.CaptureFixture[str]):
+    tokenize(tmp_path / "out", model, images)
+    before = contents(tmp_path / "out")
+    assert tokenize(tmp_path / "out", model, images, "--keep_columns", "label") == 2
+    assert "belongs to another tokenization: keep_columns is None there and ['label'] here" in capsys.readouterr().err
+    other = str(save_tokenizer(tmp_path / "other", codebook_size=200))
+    assert tokenize(tmp_path / "out", other, images) == 2
+    assert "fingerprint is" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert tokenize(tmp_path / "full", model, images) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_images_that_change_under_way_are_refused(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
+    images = write_data_set(tmp_path / "images")
+    tokenize(tmp_path / "out", model, str(images))
+    write_images(images / "train-00004-of-00004.parquet", range(60, 70))
+    assert tokenize(tmp_path / "out", model, str(images)) == 2
+    assert "files is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--keep_columns", "label", "captoin"], "cannot keep the column captoin: beside the images there are label"),
+        (["--keep_columns", "image"], "cannot keep the column image"),
+        (["--splits", "validation"], "there is no split 'validation'"),
+        (["--batch_size", "0"], "batch_size=0"),
+        (["--rows_per_file", "0"], "rows_per_file must be at least 1"),
+        (["--image_column", "caption2"], "there is no column 'caption2'"),
+    ],
+)
+def test_bad_settings(
+    tmp_path: Path, model: str, images: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert tokenize(tmp_path / "out", model, images, *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_that_the_tokens_need(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
+    cells = {"image": [picture(0)], "image_tokens": [[1, 2]]}
+    (tmp_path / "images").mkdir()
+    Dataset.from_dict(cells).to_parquet(tmp_path / "images" / "train.parquet")
+    assert tokenize(tmp_path / "out", model, str(tmp_path / "images")) == 2
+    assert "has a column image_tokens already" in capsys.readouterr().err
+    assert tokenize(tmp_path / "out", model, str(tmp_path / "images"), "--keep_columns") == 0
+    assert rows(tmp_path / "out") == [{"image_tokens": ids_of(model, range(1))[0]}]
+
+
+def test_the_same_object_in_map(model: str):
+    pictures = [picture(n) for n in range(10)]
+    dataset = Dataset.from_dict({"image": pictures, "caption": [f"picture {n}" for n in range(10)]})
+    tokenizer = hf_vq.ImageTokenizer.from_pretrained(model)
+    mapped = dataset.map(TokenizeImages(tokenizer), batched=True, batch_size=4, remove_columns="image")
+    assert mapped["image_tokens"][:] == ids_of(model, range(10))
+    assert mapped.column_names == ["caption", "image_tokens"]
+
+
+def test_several_codebooks_lie_codebook_fastest(tmp_path: Path, images: str):
+    model = str(save_tokenizer(tmp_path / "tok", num_codebooks=3))
+    tokenize(tmp_path / "out", model, images, "--splits", "test")
+    found = rows(tmp_path / "out", "test")
+    assert [row["image_tokens"] for row in found] == ids_of(model, range(48, 60))
+    assert {len(row["image_tokens"]) for row in found} == {12}
+
+
+def test_a_code_fits_its_type(tmp_path: Path, images: str):
+    for codebook_size, kind in ((256, "uint8"), (257, "uint16")):
+        model = str(save_tokenizer(tmp_path / f"tok{codebook_size}", codebook_size=codebook_size))
+        tokenize(tmp_path / kind, model, images, "--splits", "test")
+        found = load_dataset(str(tmp_path / kind), split="test")
+        assert found.features["image_tokens"].feature.dtype == kind
+        assert found["image_tokens"][:] == ids_of(model, range(48, 60))
+
+
+def test_row_groups_are_of_one_size(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hf_vq.token_writer.ROW_GROUP", 5)
+    images = write_data_set(tmp_path / "images", files=1)
+    tokenize(tmp_path / "out", model, str(images), "--batch_size", "7")
+    footer = pq.read_metadata(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [5, 5, 2]
+
+
+def test_the_job_is_plain(tmp_path: Path, model: str, images: str):
+    tokenize(tmp_path / "out", model, images, "--splits", "test", "--keep_columns", "label")
+    job = json.loads((tmp_path / "out" / "tokenize.json").read_text())
+    assert job["dataset_name"] == images and job["splits"] == ["test"] and job["keep_columns"] == ["label"]
+    assert TokenizationJob(model, images).settings["splits"] is None
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, model: str):
+    """What waits for the writer, the loader and the model is bounded by batches, whatever the number of rows."""
+    peaks = []
+    for rows_of_file in (200, 2000):
+        images = tmp_path / f"images{rows_of_file}"
+        write_images(images / "train-00000-of-00001.parquet", range(rows_of_file), rows_per_group=50)
+        tracemalloc.start()
+        tokenize(tmp_path / f"out{rows_of_file}", model, str(images), "--batch_size", "20")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_features_survive(tmp_path: Path, model: str, images: str):
+    tokenize(tmp_path / "out", model, images)
+    found = load_dataset(str(tmp_path / "out"), split="train", streaming=True)
+    assert found.features["caption"] == FEATURES["caption"] and found.features["label"] == FEATURES["label"]
+    assert np.asarray(next(iter(found))["image_tokens"]).shape == (4,)
