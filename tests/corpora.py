@@ -55,8 +55,8 @@ def write_data_set(folder: Path, files: int = 4, rows: int = 12, bad: Iterable[i
 def make_tokenizer(**settings: Any) -> hf_vq.ImageTokenizer:
     """For 8 x 8 pictures, 2 x 2 tokens of 300 codes."""
     torch.manual_seed(0)
-    sizes = {"hidden_channels": [8, 8], "residual_channels": 8, "num_residual_blocks": 1, "codebook_dim": 2}
-    config = hf_vq.SQVAEConfig(image_size=8, codebook_size=300, **(sizes | settings))
+    net: dict[str, Any] = {"hidden_channels": [8, 8], "residual_channels": 8, "num_residual_blocks": 1}
+    config = hf_vq.SQVAEConfig(**{"image_size": 8, "codebook_size": 300, "codebook_dim": 2, **net, **settings})
     return hf_vq.ImageTokenizer(hf_vq.SQVAEModel(config).eval(), hf_vq.VQImageProcessor.for_config(config))
 
 

@@ -12,6 +12,7 @@ import datasets.config
 import huggingface_hub.file_download
 import huggingface_hub.hf_api
 import pytest
+import transformers.utils.hub
 from datasets.utils import file_utils
 from huggingface_hub import HfApi, HfFileSystem, close_session, constants
 from huggingface_hub.utils import _http as http
@@ -94,6 +95,8 @@ def in_process(server: HubServer, home: Path) -> Iterator[HfApi]:
             patch.setattr(datasets.config, name, value)
         # Functions such as huggingface_hub.create_repo are methods of this one.
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        # transformers keeps a client of its own.
+        patch.setattr(transformers.utils.hub, "_hf_api", None)
         for name, value in {"HF_TOKEN": server.token, **WITHOUT_PROXY}.items():
             patch.setenv(name, value)
         for module in (http, huggingface_hub.file_download, file_utils):

@@ -221,7 +221,7 @@ def test_a_prior_whose_tokenizer_nobody_would_find_is_refused(
     hub: HubServer, hub_api: HfApi, prior_dir: Path, tmp_path: Path
 ):
     with pytest.raises(
-        ValueError, match=r"in the folder \.\./sqvae-tiny, where nobody else finds it: .* as org/sqvae-tiny"
+        ValueError, match=r"in the folder \.\./sqvae-tiny, where nobody else finds it: .*\(as org/sqvae-tiny"
     ):
         publish(prior_dir, PRIOR_NAME)
     publish(save_tokenizer(tmp_path / "other", hidden_channels=[16, 8]), "org/other")
@@ -334,7 +334,7 @@ def test_after_a_fault_in_any_request_of_a_download_the_next_one_is_whole(
         publish(tokenizer_dir, NAME)
         requests = count_requests(hub, lambda: hf_vq.ImageTokenizer.from_pretrained(NAME))
     expected = hf_vq.ImageTokenizer.from_pretrained(tokenizer_dir)
-    assert requests >= 8
+    assert requests >= 6
     for number in range(requests):
         with in_process(hub, tmp_path / f"{number}"):
             hub.reset_requests()

@@ -5,14 +5,21 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 import hf_vq
+from corpora import make_tokenizer
+from hf_vq.publishing import publish
+from hf_vq.reference_tokens import save_reference_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +101,76 @@ def test_what_is_exported_gives_the_tokens_of_any_batch(repository: Path):
     for count in (1, 5):
         pixel_values = torch.rand(count, 3, 16, 16) * 2 - 1
         assert torch.equal(names["program"].module()(pixel_values), model.encode(pixel_values).image_tokens)
+
+
+def test_the_quick_start(repository: Path, site: Path, tmp_path: Path):
+    (tmp_path / "model_cards").symlink_to(repository / "model_cards")
+    Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    shown = "\nprint(len(ids), max(ids) < 512, image.size)"
+    assert run_python(block(repository, "quick start") + shown, tmp_path, PYTHONPATH=str(site)) == "64 True (32, 32)\n"
+
+
+@pytest.fixture
+def published(hub_api: HfApi, tmp_path: Path) -> str:
+    """A tokenizer on the Hub, by the README's name."""
+    tok = make_tokenizer()
+    tok.save_pretrained(tmp_path / "run")
+    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
+    save_reference_tokens(tmp_path / "run", tok.model, tok.processor, images)
+    publish(tmp_path / "run", "org/sqvae-digits")
+    return "org/sqvae-digits"
+
+
+def test_by_name_from_the_hub(
+    repository: Path, site: Path, tmp_path: Path, published: str, hub_environment: dict[str, str]
+):
+    code = block(repository, "by name")
+    environment = hub_environment | {"PYTHONPATH": str(site)}
+    assert run_python(code, tmp_path, **environment) == "all 128 tokens are the published ones\n"
+    dataset = "from datasets import Dataset\nfrom PIL import Image\n"
+    dataset += "dataset = Dataset.from_dict({'image': [Image.new('RGB', (9, 9), c) for c in ('red', 'blue')]})\n"
+    shown = "\nprint(tokens.column_names, [len(ids) for ids in tokens['image_tokens']])"
+    mapped = run_python(code + dataset + block(repository, "map") + shown, tmp_path, **environment)
+    assert mapped.splitlines()[-1] == "['image_tokens'] [4, 4]"
+
+
+def test_remote_code_needs_only_transformers_torch_and_pillow(
+    repository: Path, tmp_path: Path, published: str, hub_environment: dict[str, str]
+):
+    """In an environment that holds these three and what they require, and nothing else."""
+    link_packages(tmp_path / "packages", {"transformers", "torch", "pillow"})
+    code = f"import sys\nsys.path.append({str(tmp_path / 'packages')!r})\n" + block(repository, "remote code")
+    code += """
+import importlib.util
+from PIL import Image
+absent = [name for name in ("hf_vq", "datasets", "accelerate", "pyarrow") if importlib.util.find_spec(name) is None]
+image_tokens = model.encode(processor(Image.new("RGB", (9, 9)), return_tensors="pt").pixel_values).image_tokens
+print(absent, tuple(image_tokens.shape))
+"""
+    shown = run_python(code, tmp_path, "-I", "-S", **hub_environment)
+    assert shown == "['hf_vq', 'datasets', 'accelerate', 'pyarrow'] (1, 2, 2)\n"
+
+
+def run_python(code: str, folder: Path, *flags: str, **environment: str) -> str:
+    """What code prints, run in a folder."""
+    ran = subprocess.run(
+        [sys.executable, *flags, "-c", code], cwd=folder, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def link_packages(folder: Path, names: set[str]) -> None:
+    """Links to installed distributions and, without extras, to all that they require."""
+    folder.mkdir()
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        seen.add(name)
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(distribution.locate_file(top))
+        for requirement in map(Requirement, distribution.requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                names |= {canonicalize_name(requirement.name)} - seen

@@ -68,7 +68,8 @@ def run_on_ray(
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
     check_room(num_actors)
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
     missing = [number for number, unit in enumerate(corpus.units.units) if not corpus.path(unit).is_file()]
     if not missing:
         return

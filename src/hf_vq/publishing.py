@@ -133,6 +133,7 @@ def write_repository(
         check_measured(run_dir, model.config.tokenizer_fingerprint)
         if tokenizer is not None:
             model.config.tokenizer_name_or_path, model.config.tokenizer_revision = tokenizer
+            model.config.name_or_path = str(folder)
     else:
         model = AutoModel.from_pretrained(run_dir)
         check_measured(run_dir, model.fingerprint())

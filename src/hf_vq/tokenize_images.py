@@ -51,8 +51,9 @@ class ProcessImages:
 
     def hash(self) -> str:
         """sha256 of all settings."""
-        settings = {**self.processor.to_dict(), **self.settings}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+        settings = {**json.loads(self.processor.to_json_string()), **self.settings}
+        settings.pop("auto_map", None)  # where its code is, if it was saved
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class TokenizeImages:
@@ -102,7 +103,7 @@ class TokenizeImages:
             grid_size=None if size is None else (size[0] // factor, size[1] // factor),
             tokenizer_fingerprint=model.fingerprint(),
             tokenizer_name_or_path=model.config.name_or_path or None,
-            tokenizer_revision=getattr(model.config, "_commit_hash", None),
+            tokenizer_revision=self.tokenizer.revision,
             processor_hash=self.process.hash(),
             precision=str(model.dtype).removeprefix("torch."),
         )

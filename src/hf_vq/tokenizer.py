@@ -15,7 +15,8 @@ from huggingface_hub import CommitInfo, HfApi
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, BatchEncoding
-from transformers.utils import TensorType, cached_file
+from transformers.utils import CONFIG_NAME, TensorType, cached_file
+from transformers.utils.hub import extract_commit_hash
 from transformers.utils.logging import tqdm
 
 from hf_vq.canonical import canonical
@@ -76,9 +77,10 @@ class ImageTokenizer:
             OSError: if there is no such model.
             ValueError: if the model is no image tokenizer.
         """
-        model = AutoModel.from_pretrained(path, dtype=torch.float32 if dtype is None else dtype, **kwargs)
-        tokenizer = cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **kwargs))
-        tokenizer._origin = _origin(path, getattr(model.config, "_commit_hash", None), **kwargs)
+        at_commit = kwargs | _pinned(path, **kwargs)
+        model = AutoModel.from_pretrained(path, dtype=torch.float32 if dtype is None else dtype, **at_commit)
+        tokenizer = cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **at_commit))
+        tokenizer._origin = {"path_or_repo_id": path, **at_commit}
         return tokenizer
 
     def __repr__(self) -> str:
@@ -86,6 +88,11 @@ class ImageTokenizer:
         grid = "x".join(map(str, config.grid_size))
         codebooks = f", num_codebooks={config.num_codebooks}" if config.num_codebooks > 1 else ""
         return f"ImageTokenizer({type(self.model).__name__}, vocab_size={self.vocab_size}, grid={grid}{codebooks})"
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, branch or tag that it was loaded from; of what came from the Hub, the commit."""
+        return (self._origin or {}).get("revision")
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -181,7 +188,8 @@ class ImageTokenizer:
         """
         if self._origin is None:
             raise ValueError("there is nothing to compare with: load the tokenizer by from_pretrained.")
-        file = cached_file(filename=REFERENCE_FILE, **self._origin, _raise_exceptions_for_missing_entries=False)
+        where = {name: value for name, value in self._origin.items() if name != "trust_remote_code"}
+        file = cached_file(filename=REFERENCE_FILE, **where, _raise_exceptions_for_missing_entries=False)
         if file is None:
             raise ValueError(f"{self._origin['path_or_repo_id']} was published without a {REFERENCE_FILE}.")
         return compare(file, self.model, self.processor)
@@ -237,9 +245,11 @@ class ImageTokenizer:
             raise
 
 
-def _origin(path: Any, commit: str | None, trust_remote_code: Any = None, **kwargs: Any) -> dict[str, Any]:
-    """Where other files of a loaded model are, for `cached_file`: at the same commit, should the branch move on."""
-    return {"path_or_repo_id": path, **kwargs} | ({"revision": commit} if commit else {})
+def _pinned(path: Any, **kwargs: Any) -> dict[str, str]:
+    """The commit that a revision on the Hub points to now, as `revision`, so that all files are of one commit."""
+    hub = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
+    commit = extract_commit_hash(cached_file(path, CONFIG_NAME, **hub), None)
+    return {"revision": commit} if commit else {}
 
 
 def _bar(name: str, total: int | None) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipes import TRAIN, flags
+from recipes import TRAIN, flags, settings_of
 
 from hub_server import HubServer
 
@@ -55,7 +55,7 @@ def test_a_tokenizer_and_its_prior_from_training_to_a_fresh_process(
     pushed = push("prior", hub_model_id="org/prior", tokenizer_repo_id="org/tok", **of_prior)
     assert pushed.returncode == 0, pushed.stderr
     assert run_with_hub(PULL, "org/tok", "org/prior") == (
-        f"all 128 tokens are the published ones\norg/tok {head.oid} [(8, 8), (8, 8)]\n"
+        f"all 2,048 tokens are the published ones\norg/tok {head.oid} [(32, 32), (32, 32)]\n"
     )
     assert "pictures/samples.png" in hub.repositories["org/prior"].head().files
     assert hub.token not in (tmp_path / "tok" / "run.yaml").read_text()
@@ -77,9 +77,7 @@ def test_a_run_is_its_own_recipe(push: Callable[..., Any], tmp_path: Path):
     words = ["--config", str(tmp_path / "first" / "run.yaml"), "--output_dir", str(tmp_path / "second")]
     ran = subprocess.run([sys.executable, str(TRAIN), *words], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    first, second = (
-        yaml.safe_load((tmp_path / name / "run.yaml").read_text())["settings"] for name in ("first", "second")
-    )
+    first, second = (settings_of(tmp_path / name) for name in ("first", "second"))
     assert first | {"output_dir": ""} == second | {"output_dir": ""}
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
