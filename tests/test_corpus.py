@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -15,14 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, load_dataset
 
 import hf_vq
 from corpora import CLASSES, FEATURES, make_tokenizer, picture, save_tokenizer, write_data_set, write_images
 from hf_vq.cli import main
-from hf_vq.corpus_job import TokenizationJob
+from hf_vq.corpus.job import TokenizationJob
+from hf_vq.corpus.transform import TokenizeImages
 from hf_vq.streams import describe_tokens
-from hf_vq.tokenize_images import TokenizeImages
 
 ROWS = 60
 
@@ -140,36 +140,38 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, model: str, images: 
     assert redone == [files[1]]
 
 
-KILLED = """
-import sys, time
-from hf_vq import corpus, tokenize_images
-from hf_vq.cli import main
-slowly = tokenize_images.TokenizeImages.encode
-def encode(self, batches):
-    time.sleep(0.02)
-    return slowly(self, batches)
-tokenize_images.TokenizeImages.encode = encode
-print("ready", flush=True)
-sys.exit(main(sys.argv[1:]))
-"""
+def tokenize_slowly(ready: Any, *arguments: str) -> None:
+    """`tokenize`, which takes its time over each batch, in a process of its own."""
+    encode = TokenizeImages.encode
+
+    def slowly(self: TokenizeImages, batches: Any) -> Any:
+        time.sleep(0.02)
+        return encode(self, batches)
+
+    TokenizeImages.encode = slowly  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    ready.set()
+    sys.exit(tokenize(Path(arguments[0]), *arguments[1:]))
 
 
-def test_killed_at_ten_moments_it_equals_the_undisturbed(tmp_path: Path, model: str, images: str, repository: Path):
-    tokenize(tmp_path / "calm", model, images, "--batch_size", "2", "--rows_per_file", "5")
-    given = ["--dataset_name", images, "--output", str(tmp_path / "killed"), "--dataloader_num_workers", "0"]
-    command = [sys.executable, "-c", KILLED, "tokenize", model, *given, "--batch_size", "2", "--rows_per_file", "5"]
-    environment = os.environ | {"PYTHONPATH": str(repository / "src")}
+def test_killed_at_ten_moments_it_equals_the_undisturbed(tmp_path: Path, model: str, images: str):
+    flags = [model, images, "--batch_size", "2", "--rows_per_file", "5"]
+    tokenize(tmp_path / "calm", *flags)
+    server = multiprocessing.get_context("forkserver")
     draw, killed = random.Random(0), 0
     while killed < 10:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(draw.uniform(0.0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-        if killed == 5:
-            assert 0 < len(list((tmp_path / "killed" / "data").glob("[!.]*.parquet"))) < 15
-    assert subprocess.run(command, capture_output=True, env=environment).returncode == 0
+        ready = server.Event()
+        process = server.Process(target=tokenize_slowly, args=(ready, str(tmp_path / "killed"), *flags))
+        process.start()
+        assert ready.wait(60)
+        time.sleep(draw.uniform(0.0, 0.6))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        done = len(list((tmp_path / "killed").glob("data/[!.]*.parquet")))
+        assert done < 15
+    assert done > 0
+    assert tokenize(tmp_path / "killed", *flags) == 0
     calm, disturbed = (contents(tmp_path / name / "data") for name in ("calm", "killed"))
     assert calm == disturbed and len(calm) == 15
 
@@ -253,7 +255,7 @@ def test_a_code_fits_its_type(tmp_path: Path, images: str):
 
 
 def test_row_groups_are_of_one_size(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hf_vq.token_writer.ROW_GROUP", 5)
+    monkeypatch.setattr("hf_vq.corpus.token_file.ROW_GROUP", 5)
     images = write_data_set(tmp_path / "images", files=1)
     tokenize(tmp_path / "out", model, str(images), "--batch_size", "7")
     footer = pq.read_metadata(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")

@@ -16,8 +16,8 @@ from hf_vq.cli import main
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
-from hf_vq import corpus_ray  # noqa: E402  it imports ray
-from hf_vq.corpus_job import TokenizationJob  # noqa: E402  it comes with the line above
+from hf_vq.corpus import on_ray  # noqa: E402  it imports ray
+from hf_vq.corpus.job import TokenizationJob  # noqa: E402  it comes with the line above
 
 # Ray uses what it has itself deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -82,7 +82,7 @@ def test_only_unfinished_units_are_done_again(tmp_path: Path, model: str, images
     assert tokenize(tmp_path, model, images) == 0  # nothing is left to do
 
 
-class Mortal(corpus_ray.UnitTokenizer):
+class Mortal(on_ray.UnitTokenizer):
     """An actor that takes its time, and dies once, in the middle of its third unit."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Mortal(corpus_ray.UnitTokenizer):
 def test_an_actor_that_is_killed_loses_nothing(
     tmp_path: Path, model: str, images: str, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(corpus_ray, "UnitTokenizer", Mortal)
+    monkeypatch.setattr(on_ray, "UnitTokenizer", Mortal)
     assert tokenize(tmp_path / "out", model, images) == 0
     assert (tmp_path / "grave").exists()
     assert contents(tmp_path / "out") == alone

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from corpora import picture, write_data_set, write_images
+from hf_vq.corpus.units import ImageUnits
 from hf_vq.datasets_io import open_splits
-from hf_vq.image_units import ImageUnits
 
 
 def captions(units: ImageUnits, split: str = "train") -> list[list[str]]:

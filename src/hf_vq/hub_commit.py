@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -40,7 +41,7 @@ def commit_folder(
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if revision not in (None, "main"):
         api.create_branch(repo_id, repo_type=repo_type, branch=str(revision), exist_ok=True)
-    there = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    there: Any = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
     files = shown_files(Path(folder))
     stale = [file.rfilename for file in there.siblings or [] if file.rfilename not in files]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [

@@ -71,11 +71,11 @@ def test_what_stands_in_the_way_shows_before_the_training(hub: HubServer, push: 
     assert refused.returncode != 0 and not (tmp_path / "again").exists()
 
 
-def test_a_run_is_its_own_recipe(push: Callable[..., Any], tmp_path: Path):
+def test_a_run_is_its_own_recipe(push: Callable[..., Any], hub_environment: dict[str, str], tmp_path: Path):
     """run.yaml, which the card names, is taken by --config."""
     push("first", push_to_hub=False)
     words = ["--config", str(tmp_path / "first" / "run.yaml"), "--output_dir", str(tmp_path / "second")]
-    ran = subprocess.run([sys.executable, str(TRAIN), *words], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, str(TRAIN), *words], env=hub_environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     first, second = (settings_of(tmp_path / name) for name in ("first", "second"))
     assert first | {"output_dir": ""} == second | {"output_dir": ""}

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 import torch
 
-from hf_vq.corpus import Corpus
-from hf_vq.corpus_job import TokenizationJob
+from hf_vq.corpus.corpus import Corpus
+from hf_vq.corpus.job import TokenizationJob
 from hf_vq.decoding import decode_image
 
 IMAGES_IN_MEMORY = 2048

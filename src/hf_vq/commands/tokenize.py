@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from hf_vq.cards import is_on_hub
 from hf_vq.commands.shared import add_command
-from hf_vq.corpus import Corpus
-from hf_vq.corpus_card import write_corpus_card
-from hf_vq.corpus_job import TokenizationJob
+from hf_vq.corpus.card import write_corpus_card
+from hf_vq.corpus.corpus import Corpus
+from hf_vq.corpus.job import TokenizationJob
 from hf_vq.hub_commit import commit_folder
 
 HUB_PREFIX = "hf://datasets/"
@@ -77,9 +77,9 @@ def tokenize(args: argparse.Namespace) -> None:
 
 def job_of(args: argparse.Namespace) -> TokenizationJob:
     """What is asked for."""
-    names = [field.name for field in fields(TokenizationJob)]
-    given = {name: getattr(args, name) for name in names}
-    return TokenizationJob(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    given = {field.name: getattr(args, field.name) for field in fields(TokenizationJob)}
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return TokenizationJob(**plain)
 
 
 def run_actors(
@@ -87,7 +87,7 @@ def run_actors(
 ) -> None:
     """Does it on Ray."""
     try:
-        from hf_vq.corpus_ray import run_on_ray
+        from hf_vq.corpus.on_ray import run_on_ray
     except ImportError as error:
         raise ValueError(f"--engine ray needs Ray ({error}): pip install 'hf-vq[ray]'") from error
     actor |= {"num_workers": args.dataloader_num_workers}

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_vq.corpus import Corpus
+from hf_vq.corpus.corpus import Corpus
+from hf_vq.corpus.transform import TokenizeImages
+from hf_vq.corpus.units import ImageUnits
 from hf_vq.datasets_io import open_splits
-from hf_vq.image_units import ImageUnits
-from hf_vq.tokenize_images import TokenizeImages
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["TokenizationJob"]
@@ -50,9 +50,9 @@ class TokenizationJob:
             OSError: there is no such tokenizer or data set.
             ValueError: what does not fit together.
         """
-        hub = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
+        hub: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
         tokenizer = ImageTokenizer.from_pretrained(self.model, device=device, **hub)
-        sizes = {"do_resize": False, "do_center_crop": False} if self.keep_size else {}
+        sizes: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if self.keep_size else {}
         splits = open_splits(
             self.dataset_name,
             dataset_config_name=self.dataset_config_name,

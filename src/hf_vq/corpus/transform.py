@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_vq.canonical import canonical
+from hf_vq.corpus.token_file import GRID_COLUMNS
 from hf_vq.token_data import TOKEN_COLUMN, TokenDescription
-from hf_vq.token_writer import GRID_COLUMNS
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["ProcessImages", "TokenizeImages"]

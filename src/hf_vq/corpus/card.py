@@ -3,7 +3,7 @@
 from huggingface_hub import DatasetCardData
 
 from hf_vq.cards import is_on_hub, write_readme
-from hf_vq.corpus import Corpus
+from hf_vq.corpus.corpus import Corpus
 from hf_vq.token_data import TOKEN_COLUMN
 
 __all__ = ["write_corpus_card"]

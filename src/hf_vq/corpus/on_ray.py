@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from hf_vq.corpus import Corpus
-from hf_vq.corpus_job import TokenizationJob
+from hf_vq.corpus.corpus import Corpus
+from hf_vq.corpus.job import TokenizationJob
 
 __all__ = ["UnitTokenizer", "run_on_ray"]
 
