@@ -251,6 +251,13 @@ def test_a_branch_and_a_private_repository(hub: HubServer, hub_api: HfApi, token
         publish(tokenizer_dir, NAME, token=hub.strangers_token)
 
 
+def test_a_name_without_an_owner_is_one_s_own(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path):
+    publish(tokenizer_dir, "tiny")
+    (name,) = hub.repositories
+    assert name == f"{hub_api.whoami()['name']}/tiny"
+    assert f'from_pretrained("{name}"' in files_of(hub, name)["README.md"].decode()
+
+
 def test_files_that_are_gone_go(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path):
     publish(tokenizer_dir, NAME)
     hub_api.upload_file(path_or_fileobj=b"mine", path_in_repo="NOTES.txt", repo_id=NAME)
@@ -267,6 +274,11 @@ def test_dry_run_writes_what_would_be_published(hub: HubServer, hub_api: HfApi, 
     assert {path.name for path in tmp_path.iterdir()} >= {"sqvae-tiny", "sqvae-tiny-prior"}
     config = AutoConfig.from_pretrained(tmp_path / "sqvae-tiny-prior")
     assert config.tokenizer_name_or_path == "../sqvae-tiny" and config.tokenizer_revision is None
+    card = (tmp_path / "sqvae-tiny-prior" / "README.md").read_text()
+    # Once more in its own place: nothing is lost.
+    flags[-1] = str(tmp_path)
+    assert main(["publish", str(tmp_path / "sqvae-tiny-prior"), *flags]) == 0
+    assert (tmp_path / "sqvae-tiny-prior" / "README.md").read_text() == card
     publish(tmp_path / "sqvae-tiny-prior", PRIOR_NAME, with_tokenizer=True)
     assert hub.repositories.keys() == {NAME, PRIOR_NAME}
 

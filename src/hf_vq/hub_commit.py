@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-__all__ = ["commit_folder"]
+__all__ = ["commit_folder", "full_name"]
 
 
 def commit_folder(
@@ -57,6 +57,11 @@ def commit_folder(
         revision=revision,
         parent_commit=there.sha,
     )
+
+
+def full_name(api: HfApi, repo_id: str) -> str:
+    """A repository's name with its owner, who is the owner of the token where none is named."""
+    return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 
 def shown_files(folder: Path) -> dict[str, Path]:

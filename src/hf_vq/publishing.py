@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
-from hf_vq.hub_commit import commit_folder
+from hf_vq.hub_commit import commit_folder, full_name
 from hf_vq.model_card import EVALUATION, LOG, RUN, write_card
 from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
@@ -47,7 +47,7 @@ def publish(
 
     Args:
         run_dir: what training left, or any folder with a tokenizer or a prior.
-        repo_id: the repository, "org/name"; it is made if it does not exist.
+        repo_id: the repository, "org/name", or "name" for one of yours; it is made if it does not exist.
         tokenizer_repo_id: of a prior, where its tokenizer is published; by default where its config says.
         with_tokenizer: publish a prior's tokenizer first, by default beside the prior under the name of its folder.
         license: identifier of the weights' licence for the card.
@@ -60,6 +60,7 @@ def publish(
         HfHubHTTPError, OSError: what the Hub or the network refused.
     """
     api, tokenizer = HfApi(token=token), None
+    repo_id = full_name(api, repo_id)
     shared: dict[str, Any] = {"license": license, "private": private, "token": token}
     config = AutoConfig.from_pretrained(run_dir)
     if is_prior(config):
@@ -164,10 +165,16 @@ def copy_measured(run_dir: Path, folder: Path) -> None:
     """The run's numbers, settings, log and reference tokens, and the last picture of each kind."""
     for name in (EVALUATION, RUN, LOG, REFERENCE_FILE):
         if (run_dir / name).is_file():
-            shutil.copyfile(run_dir / name, folder / name)
+            copy(run_dir / name, folder / name)
     (folder / "pictures").mkdir(exist_ok=True)
     for kind in PICTURES:
         # step-000500-codes.png comes before step-001000-codes.png, and both before codes.png
         found = [*sorted(run_dir.glob(f"pictures/step-*-{kind}.png")), *run_dir.glob(f"pictures/{kind}.png")]
         if found:
-            shutil.copyfile(found[-1], folder / "pictures" / f"{kind}.png")
+            copy(found[-1], folder / "pictures" / f"{kind}.png")
+
+
+def copy(source: Path, target: Path) -> None:
+    """A file to another place, or to its own."""
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
