@@ -62,7 +62,7 @@ def test_importing_registers_the_priors(model_type: str, name: str, tmp_path):
 
 def test_importing_is_light(repository):
     # Pictures and data sets are for those who train and evaluate; who only loads a model does not wait for them.
-    heavy = "{'datasets', 'evaluate', 'gradio', 'jinja2', 'matplotlib', 'pyarrow', 'ray'}"
+    heavy = "{'datasets', 'evaluate', 'gradio', 'matplotlib', 'pyarrow', 'ray'}"
     command = f"import sys, hf_vq; print(sorted({heavy} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(repository / "src")}
     ran = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
