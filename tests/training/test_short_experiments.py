@@ -4,7 +4,9 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +85,48 @@ def test_a_job_that_was_killed_is_told_by_its_exit_code(tmp_path):
     with pytest.raises(SystemExit, match="bad: ended with exit code -9 and without a word"):
         run_jobs(tmp_path, jobs_of(double_or_die, bad=-1, good=1), 2)
     assert json.loads((tmp_path / "good.json").read_text())["doubled"] == 2
+
+
+def count_for_ever(count: Callable[[int], object], number: int) -> dict[str, int]:
+    Path(str(number)).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.05)
+        count(1)
+
+
+KILLED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from pathlib import Path
+from test_short_experiments import count_for_ever, jobs_of
+from kept_jobs import run_jobs
+if __name__ == "__main__":
+    run_jobs(Path("jobs"), jobs_of(count_for_ever, endless=1), 1)
+"""
+
+
+def test_jobs_end_with_those_who_started_them(tmp_path):
+    (tmp_path / "start.py").write_text(KILLED)
+    paths = [str(Path(__file__).parent), *map(str, (BENCHMARKS, BENCHMARKS.parent, BENCHMARKS.parents[1] / "src"))]
+    starter = subprocess.Popen([sys.executable, "start.py", *paths], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "1"
+    wait_until(lambda: pid_file.exists() and pid_file.read_text())
+    starter.kill()
+    starter.wait()
+    wait_until(lambda: not is_running(int(pid_file.read_text())))
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and not only its exit code that nobody asked for."""
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # Self-annealing: what is held still, and what is watched.

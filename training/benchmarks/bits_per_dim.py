@@ -2,12 +2,13 @@
 
     python training/benchmarks/bits_per_dim.py --dataset_name uoft-cs/cifar10
 
-For M = 1, 2, 4 and 10 codebooks of 512 codes on 8 x 8: an SQ-VAE whose decoder gives discretised logistic mixtures,
-trained on its own bound; a Transformer prior over its tokens; then the bound on the whole test split,
--log2 P(image | tokens) - log2 P(tokens), with the prior's null class. For comparison the same with the decoder's
-mixture replaced by a Gaussian of one variance a channel, at M = 1 and 10.
+For M = 1, 2, 4 and 10 codebooks of 512 codes on 8 x 8: a VQ-VAE (moving averages, k-means start, revival), trained on
+squared errors; for the same tokens a second decoder, of discretised logistic mixtures; a Transformer prior over the
+tokens. Then two bounds on the whole test split, -log2 P(image | tokens) - log2 P(tokens) with the prior's null class:
+with a Gaussian of one variance a channel, fitted to training images, around the first decoder's image, and with the
+second decoder's mixtures.
 
-Writes a picture, table.md and a JSON file for each training to output/bits_per_dim; a second start goes on with what is
+Writes a picture, table.md and a JSON file for each M to output/bits_per_dim; a second start goes on with what is
 missing. `--num_processes` trainings at a time, each on one thread.
 """
 
@@ -18,28 +19,28 @@ from typing import Any
 
 import torch
 from short_priors import tokenized, tokens_of, train_prior
+from torch import Tensor
 
-from hf_vq import SQVAEConfig, SQVAEModel, TransformerPrior, TransformerPriorConfig
+from hf_vq import TransformerPrior, TransformerPriorConfig, VQVAEConfig, VQVAEModel
 from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
+from hf_vq.observation_fit import fit_observation_variance
 from hf_vq.prior_evaluation import evaluate_prior
 from kept_jobs import Count, Job, Numbers, run_jobs
 from panels import say
-from short_runs import load_pixels, planned_steps, train_short
+from short_runs import authors_net, data_variance, evaluate_short, load_pixels, train_short
 
 CODEBOOKS = (1, 2, 4, 10)
-CODES, SIDE = 512, 8
+SIDE, DIMS = 8, 3 * 32 * 32
+IMAGES_FOR_VARIANCE = 10_000
 TOKENIZER: dict[str, Any] = {
-    "image_size": 32,
-    "codebook_size": CODES,
-    "codebook_dim": 4,
-    "hidden_channels": [64, 128],
-    "residual_channels": 128,
-    "num_residual_blocks": 2,
-    "initial_variance": 0.3,
-    "temperature_end": 0.4,
+    **authors_net(32, 3, output_activation="none", latent_projection=True, codebook_dim=8),
+    "quantizer": "ema",
+    "codebook_init": "kmeans",
+    "revive_below": 0.1,
 }
 PRIOR: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "dropout": 0.0}
-TOKENIZER_PLAN: dict[str, Any] = {"epochs": 1, "batch_size": 64, "learning_rate": 4e-3}
+TOKENIZER_PLAN: dict[str, Any] = {"epochs": 4, "batch_size": 64, "learning_rate": 1e-3}
+DECODER_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3}
 PRIOR_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 2e-3}
 PUBLISHED = {
     "VAE (van den Oord et al. 2017)": 4.51,
@@ -50,65 +51,93 @@ PUBLISHED = {
 
 
 def train(
-    count: Count, data: Mapping[str, Any], tokenizer: Mapping[str, Any], prior: Mapping[str, Any], seed: int
+    count: Count,
+    data: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    decoder_plan: Mapping[str, Any],
+    prior: Mapping[str, Any],
+    seed: int,
 ) -> Numbers:
-    """One tokenizer, its prior, and the bound on the test split."""
-    pixels = load_pixels(data["dataset_name"], "train")[: data["limit"]]
+    """A tokenizer, a second decoder, a prior, and the bounds on the test split."""
+    pixels, test = (load_pixels(data["dataset_name"], split)[: data["limit"]] for split in ("train", "test"))
+    shared: dict[str, Any] = {"seed": seed, "count": count}
     torch.manual_seed(seed)
-    steps = planned_steps(len(pixels), tokenizer["plan"]["epochs"], tokenizer["plan"]["batch_size"])
-    model = SQVAEModel(SQVAEConfig(temperature_decay_steps=steps, **tokenizer["model"]))
-    speed = train_short(model, pixels, **tokenizer["plan"], seed=seed, mixed_precision="bf16", count=count)
-    sizes = {name: getattr(model.config, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
-    made_for: dict[str, Any] = {**sizes, "tokenizer_fingerprint": model.fingerprint()}
+    first = VQVAEModel(VQVAEConfig(**tokenizer["model"], data_variance=data_variance(pixels)))
+    train_short(first, pixels, **tokenizer["plan"], **shared, mixed_precision="bf16")
+    fit_observation_variance(first, tokenized(first, pixels), IMAGES_FOR_VARIANCE)
+    second = with_mixtures(first)
+    train_short(second, pixels, **decoder_plan, **shared, mixed_precision="bf16")
+    sizes = {name: getattr(first.config, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
+    made_for: dict[str, Any] = {**sizes, "tokenizer_fingerprint": first.fingerprint()}
     network = TransformerPrior(TransformerPriorConfig(**made_for, **prior["model"]))
-    train_prior(network, tokens_of(model, pixels), **prior["plan"], seed=seed, count=count)
-    test = load_pixels(data["dataset_name"], "test")[: data["limit"]]
+    train_prior(network, tokens_of(first, pixels), **prior["plan"], **shared)
+    measured = evaluate_prior(network, tokenized(first, test)).metrics
+    tokens = float(measured["bits_per_token"] or 0) * network.config.num_tokens / DIMS
+    networks = {"tokenizer": first, "mixture": second, "prior": network}
     return {
-        **evaluate_prior(network, tokenized(model, test), decoder=model).metrics,
-        "parameters": {name: net.num_parameters() for name, net in (("tokenizer", model), ("prior", network))},
-        "images_per_second_of_tokenizer": speed,
+        **measured,
+        "bits_per_dim_of_tokens": tokens,
+        "bits_per_dim_gaussian": tokens + bits_of_images(first, test),
+        "bits_per_dim_mixture": tokens + bits_of_images(second, test),
+        "psnr": evaluate_short(first, test).metrics["psnr"],
+        "parameters": {name: net.num_parameters() for name, net in networks.items()},
     }
 
 
+def with_mixtures(model: VQVAEModel) -> VQVAEModel:
+    """The same tokens, with a decoder of logistic mixtures; what has the same shape there begins as it is here."""
+    second = VQVAEModel(VQVAEConfig(**model.config.to_diff_dict() | {"observation": "logistic_mixture"}))
+    shapes = {name: tensor.shape for name, tensor in second.state_dict().items()}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.shape == shapes.get(name)}
+    second.load_state_dict(kept, strict=False)
+    second.freeze_tokens()
+    assert second.fingerprint() == model.fingerprint()
+    return second
+
+
+@torch.no_grad()
+def bits_of_images(model: VQVAEModel, pixels: Tensor) -> float:
+    """-log2 P(image | tokens) over C * H * W, the mean over images."""
+    nats = [model.log_prob(batch["pixel_values"], batch["image_tokens"]) for batch in tokenized(model, pixels)]
+    return float(-torch.cat(nats).double().mean() / torch.log(torch.tensor(2.0)) / DIMS)
+
+
 def trainings(dataset_name: str, limit: int) -> dict[str, Job]:
-    """The mixture at every M, the Gaussian at both ends."""
-    wanted = [("logistic_mixture", codebooks) for codebooks in CODEBOOKS]
-    wanted += [("gaussian", codebooks) for codebooks in (CODEBOOKS[0], CODEBOOKS[-1])]
-    jobs = {}
-    for observation, codebooks in wanted:
-        fields = {**TOKENIZER, "observation": observation, "num_codebooks": codebooks}
-        settings = {
-            "data": {"dataset_name": dataset_name, "limit": limit},
-            "tokenizer": {"model": fields, "plan": TOKENIZER_PLAN},
-            "prior": {"model": PRIOR, "plan": PRIOR_PLAN},
-            "seed": 0,
-        }
-        images = limit * (TOKENIZER_PLAN["epochs"] + PRIOR_PLAN["epochs"])
-        jobs[f"{observation}-{codebooks}"] = Job(train, settings, images)
-    return jobs
+    """One for each M."""
+    images = limit * sum(plan["epochs"] for plan in (TOKENIZER_PLAN, DECODER_PLAN, PRIOR_PLAN))
+    return {
+        f"codebooks-{codebooks}": Job(
+            train,
+            {
+                "data": {"dataset_name": dataset_name, "limit": limit},
+                "tokenizer": {"model": {**TOKENIZER, "num_codebooks": codebooks}, "plan": TOKENIZER_PLAN},
+                "decoder_plan": DECODER_PLAN,
+                "prior": {"model": PRIOR, "plan": PRIOR_PLAN},
+                "seed": 0,
+            },
+            images,
+        )
+        for codebooks in CODEBOOKS
+    }
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each training, as Markdown."""
-    head = "| decoder | codebooks | bits per dim | of it tokens | bits per token | entropy of a token |"
-    lines = [head, "|---|--:|--:|--:|--:|--:|"]
-    for name, numbers in results.items():
-        observation, codebooks = name.rsplit("-", 1)
-        tokens = int(codebooks) * SIDE * SIDE * numbers["bits_per_token"] / (3 * 32 * 32)
-        lines.append(
-            f"| {observation.replace('_', ' ')} | {codebooks} | {numbers['bits_per_dim']:.3f} | {tokens:.3f} "
-            f"| {numbers['bits_per_token']:.2f} | {numbers['token_entropy']:.2f} |"
-        )
+    """A row for each M, as Markdown."""
+    head = "| codebooks | mixture | Gaussian | of both, tokens | bits per token | entropy of a token | psnr |"
+    lines = [head, "|--:|--:|--:|--:|--:|--:|--:|"]
+    for codebooks, numbers in zip(CODEBOOKS, results.values(), strict=True):
+        bounds = [numbers[f"bits_per_dim_{kind}"] for kind in ("mixture", "gaussian", "of_tokens")]
+        cells = [f"{bits:.3f}" for bits in bounds]
+        cells += [f"{numbers[name]:.2f}" for name in ("bits_per_token", "token_entropy", "psnr")]
+        lines.append(f"| {codebooks} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """The bound over M, with what others published as lines."""
+    """The bounds over M, with what others published as lines."""
     figure, (axis,) = new_figure(1, (7.2, 4.4))
-    for observation, colour in (("logistic_mixture", BLUE), ("gaussian", ORANGE)):
-        names = [name for name in results if name.startswith(f"{observation}-")]
-        points = [(int(name.rsplit("-", 1)[1]), results[name]["bits_per_dim"]) for name in names]
-        label = f"SQ-VAE, {observation.replace('_', ' ')}"
+    for kind, colour, label in (("mixture", BLUE, "logistic mixture"), ("gaussian", ORANGE, "Gaussian")):
+        points = [(m, n[f"bits_per_dim_{kind}"]) for m, n in zip(CODEBOOKS, results.values(), strict=True)]
         axis.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, label=label)
         for codebooks, bits in points:
             axis.annotate(f"{bits:.2f}", (codebooks, bits), (0, 7), textcoords="offset points", ha="center", color=INK)

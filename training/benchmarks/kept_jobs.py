@@ -106,6 +106,9 @@ def run_job(folder: Path, name: str, job: Job, seen: Any) -> None:
     error_file(folder, name).unlink(missing_ok=True)
 
     def count(images: int) -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            sys.exit("whoever started this job was killed")
         with seen.get_lock():
             seen.value += images
 
