@@ -169,21 +169,8 @@ def test_classes_go_by_their_names(repositories: Path):
     assert pages[0] == pages[1]
     with pytest.raises(ValueError, match="there is no class 'horse': the prior knows cat, dog, fish"):
         pipe(class_labels="horse")
-    assert (
-        main(
-            [
-                "sample",
-                str(repositories / "named"),
-                "--class_labels",
-                "dog",
-                "--num_images",
-                "1",
-                "--output",
-                str(repositories / "a.png"),
-            ]
-        )
-        == 0
-    )
+    flags = ["--class_labels", "dog", "--num_images", "1", "--output", str(repositories / "a.png")]
+    assert main(["sample", str(repositories / "named"), *flags]) == 0
 
 
 def test_a_pipeline_is_saved_and_comes_back(repositories: Path):

@@ -20,6 +20,7 @@ from hf_vq.code_pictures import save_code_history, save_code_usage
 from hf_vq.evaluation import Evaluation, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.observation_fit import fit_observation_variance
+from hf_vq.other_decoder import with_other_decoder
 from hf_vq.pictures import save_reconstructions
 from hf_vq.reference_tokens import save_reference_tokens
 from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
@@ -79,7 +80,8 @@ class TokenizerTask(ImageTask):
     def build(self, total_steps: int) -> nn.Module:
         """The model, its annealing spread over `total_steps`."""
         if self.train_only == "decoder":
-            return self._with_frozen_tokens(str(self.model_name_or_path))
+            saved = AutoModel.from_pretrained(str(self.model_name_or_path), dtype=torch.float32)
+            return with_other_decoder(saved, **self.model_fields)
         if self.model_name_or_path:
             config = AutoConfig.from_pretrained(self.model_name_or_path)
             if self.args.gradient_accumulation_steps > 1 and getattr(config, "variance_update", None) == "batch":
@@ -88,18 +90,6 @@ class TokenizerTask(ImageTask):
         known = AutoConfig.for_model(self.model_type)
         planned = {name: value for name, value in self._planned_fields(total_steps).items() if hasattr(known, name)}
         return AutoModel.from_config(AutoConfig.for_model(self.model_type, **planned | self.model_fields))
-
-    def _with_frozen_tokens(self, saved_model: str) -> nn.Module:
-        """The saved model, its decoder as `model_fields` want it: what has another shape there starts anew."""
-        saved: Any = AutoModel.from_pretrained(saved_model, dtype=torch.float32)
-        model: Any = AutoModel.from_config(AutoConfig.from_pretrained(saved_model, **self.model_fields))
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        kept = {name: tensor for name, tensor in saved.state_dict().items() if tensor.shape == shapes.get(name)}
-        model.load_state_dict(kept, strict=False)
-        if model.fingerprint() != saved.fingerprint():
-            raise ValueError(f"train_only decoder leaves the tokens as they are, and {self.model_fields} change them")
-        model.freeze_tokens()
-        return model
 
     def _planned_fields(self, total_steps: int) -> dict[str, Any]:
         """What a config does not say and the plan or the data tell."""

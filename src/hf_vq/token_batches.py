@@ -43,8 +43,7 @@ class ToImageTokens:
         if lengths != {expected}:
             raise ValueError(
                 f"a row of {TOKEN_COLUMN} has {min(lengths - {expected})} tokens, and grid "
-                f"{self.description.grid_size} with "
-                f"{self.description.num_codebooks} codebooks has {expected}"
+                f"{self.description.grid_size} with {self.description.num_codebooks} codebooks has {expected}"
             )
         return torch.from_numpy(np.array(cells, dtype=np.int64)).view(len(cells), *shape)
 

@@ -13,20 +13,22 @@ missing. `--num_processes` trainings at a time, each on one thread.
 """
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from short_priors import tokenized, tokens_of, train_prior
 from torch import Tensor
 
 from hf_vq import TransformerPrior, TransformerPriorConfig, VQVAEConfig, VQVAEModel
 from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
 from hf_vq.observation_fit import fit_observation_variance
+from hf_vq.other_decoder import with_other_decoder
 from hf_vq.prior_evaluation import evaluate_prior
 from kept_jobs import Count, Job, Numbers, run_jobs
 from panels import say
+from short_priors import tokenized, tokens_of, train_prior
 from short_runs import authors_net, data_variance, evaluate_short, load_pixels, train_short
 
 CODEBOOKS = (1, 2, 4, 10)
@@ -65,41 +67,30 @@ def train(
     first = VQVAEModel(VQVAEConfig(**tokenizer["model"], data_variance=data_variance(pixels)))
     train_short(first, pixels, **tokenizer["plan"], **shared, mixed_precision="bf16")
     fit_observation_variance(first, tokenized(first, pixels), IMAGES_FOR_VARIANCE)
-    second = with_mixtures(first)
+    second = with_other_decoder(first, observation="logistic_mixture")
     train_short(second, pixels, **decoder_plan, **shared, mixed_precision="bf16")
     sizes = {name: getattr(first.config, name) for name in ("codebook_size", "num_codebooks", "grid_size")}
     made_for: dict[str, Any] = {**sizes, "tokenizer_fingerprint": first.fingerprint()}
     network = TransformerPrior(TransformerPriorConfig(**made_for, **prior["model"]))
     train_prior(network, tokens_of(first, pixels), **prior["plan"], **shared)
-    measured = evaluate_prior(network, tokenized(first, test)).metrics
+    measured = evaluate_prior(network, tokenized(first, test), decoder=first).metrics
     tokens = float(measured["bits_per_token"] or 0) * network.config.num_tokens / DIMS
     networks = {"tokenizer": first, "mixture": second, "prior": network}
     return {
+        "bits_per_dim_gaussian": measured.pop("bits_per_dim"),
         **measured,
         "bits_per_dim_of_tokens": tokens,
-        "bits_per_dim_gaussian": tokens + bits_of_images(first, test),
         "bits_per_dim_mixture": tokens + bits_of_images(second, test),
         "psnr": evaluate_short(first, test).metrics["psnr"],
         "parameters": {name: net.num_parameters() for name, net in networks.items()},
     }
 
 
-def with_mixtures(model: VQVAEModel) -> VQVAEModel:
-    """The same tokens, with a decoder of logistic mixtures; what has the same shape there begins as it is here."""
-    second = VQVAEModel(VQVAEConfig(**model.config.to_diff_dict() | {"observation": "logistic_mixture"}))
-    shapes = {name: tensor.shape for name, tensor in second.state_dict().items()}
-    kept = {name: tensor for name, tensor in model.state_dict().items() if tensor.shape == shapes.get(name)}
-    second.load_state_dict(kept, strict=False)
-    second.freeze_tokens()
-    assert second.fingerprint() == model.fingerprint()
-    return second
-
-
 @torch.no_grad()
 def bits_of_images(model: VQVAEModel, pixels: Tensor) -> float:
     """-log2 P(image | tokens) over C * H * W, the mean over images."""
     nats = [model.log_prob(batch["pixel_values"], batch["image_tokens"]) for batch in tokenized(model, pixels)]
-    return float(-torch.cat(nats).double().mean() / torch.log(torch.tensor(2.0)) / DIMS)
+    return float(-torch.cat(nats).double().mean()) / math.log(2) / DIMS
 
 
 def trainings(dataset_name: str, limit: int) -> dict[str, Job]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from short_priors import AT_ONCE, tokens_of, train_prior
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -26,6 +25,7 @@ from hf_vq.files import replace_file
 from hf_vq.models.modeling_transformer_prior import CausalAttention, TransformerTrunk
 from hf_vq.prior_evaluation import evaluate_prior
 from kept_jobs import Count, Job, Numbers, run_jobs
+from short_priors import AT_ONCE, tokens_of, train_prior
 from short_runs import load_pixels
 
 HELD_OUT = 5000
