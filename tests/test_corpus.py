@@ -1,5 +1,6 @@
 """Bulk tokenization: every row once, as its own, and the same bytes whatever happened on the way."""
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -7,20 +8,21 @@ import random
 import signal
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Image, List, Value, load_dataset
 
 import hf_vq
 from corpora import CLASSES, FEATURES, make_tokenizer, picture, save_tokenizer, write_data_set, write_images
 from hf_vq.cli import main
 from hf_vq.corpus.job import TokenizationJob
+from hf_vq.corpus.token_file import TokenFile
 from hf_vq.corpus.transform import TokenizeImages
 from hf_vq.streams import describe_tokens
 
@@ -93,12 +95,14 @@ def test_a_bad_image_is_counted_named_and_left_out(
     assert "| images left out as unusable | 2 |" in card and "row 6 of" in card and "train-00002" in card
 
 
-def test_an_image_that_the_processor_refuses_is_a_bad_one(tmp_path: Path, model: str):
+@pytest.mark.parametrize("batch_size", ["1", "64"])
+def test_an_image_that_the_processor_refuses_is_a_bad_one(tmp_path: Path, model: str, batch_size: str):
     sizes = [(8, 8), (2, 9), (12, 8)]
     for number, (height, width) in enumerate(sizes):
         (tmp_path / "images").mkdir(exist_ok=True)
         picture(number, height, width).save(tmp_path / "images" / f"{number}.png")
-    assert tokenize(tmp_path / "out", model, str(tmp_path / "images"), "--keep_size") == 0
+    flags = ["--keep_size", "--batch_size", batch_size]
+    assert tokenize(tmp_path / "out", model, str(tmp_path / "images"), *flags) == 0
     found = rows(tmp_path / "out")
     assert [(row["grid_h"], row["grid_w"]) for row in found] == [(2, 2), (3, 2)]
     assert [len(row["image_tokens"]) for row in found] == [4, 6]
@@ -183,7 +187,7 @@ def test_another_job_is_refused(tmp_path: Path, model: str, images: str, capsys:
     assert "belongs to another tokenization: keep_columns is None there and ['label'] here" in capsys.readouterr().err
     other = str(save_tokenizer(tmp_path / "other", codebook_size=200))
     assert tokenize(tmp_path / "out", other, images) == 2
-    assert "fingerprint is" in capsys.readouterr().err
+    assert "the tokenizer has changed" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -194,9 +198,46 @@ def test_another_job_is_refused(tmp_path: Path, model: str, images: str, capsys:
 def test_images_that_change_under_way_are_refused(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
     images = write_data_set(tmp_path / "images")
     tokenize(tmp_path / "out", model, str(images))
-    write_images(images / "train-00004-of-00004.parquet", range(60, 70))
+    write_images(images / "train-00003-of-00004.parquet", range(60, 72))  # others, but as many
     assert tokenize(tmp_path / "out", model, str(images)) == 2
-    assert "files is" in capsys.readouterr().err
+    assert "the images have changed" in capsys.readouterr().err
+
+
+def test_pictures_that_change_under_way_are_refused(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "images").mkdir()
+    for number in range(7):
+        picture(number).save(tmp_path / "images" / f"{number}.png")
+    tokenize(tmp_path / "out", model, str(tmp_path / "images"), "--rows_per_file", "3")
+    (tmp_path / "images" / "0.png").unlink()
+    picture(9).save(tmp_path / "images" / "9.png")
+    assert tokenize(tmp_path / "out", model, str(tmp_path / "images"), "--rows_per_file", "3") == 2
+    assert "the images have changed" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_share_a_folder(
+    tmp_path: Path, model: str, images: str, capsys: pytest.CaptureFixture[str]
+):
+    with TokenizationJob(model, images).open(tmp_path).claimed():
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / ".train.parquet.1.tmp").write_bytes(b"under way")
+        assert tokenize(tmp_path, model, images) == 2
+        assert "another process is tokenizing" in capsys.readouterr().err
+        assert (tmp_path / "data" / ".train.parquet.1.tmp").exists()
+    assert tokenize(tmp_path, model, images) == 0
+
+
+def test_what_is_stopped_says_how_to_go_on(
+    tmp_path: Path, model: str, images: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stop(self: TokenizeImages, batches: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenizeImages, "encode", stop)
+        assert tokenize(tmp_path, model, images) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.parquet*"))
+    assert tokenize(tmp_path, model, images) == 0
 
 
 @pytest.mark.parametrize(
@@ -208,6 +249,9 @@ def test_images_that_change_under_way_are_refused(tmp_path: Path, model: str, ca
         (["--batch_size", "0"], "batch_size=0"),
         (["--rows_per_file", "0"], "rows_per_file must be at least 1"),
         (["--image_column", "caption2"], "there is no column 'caption2'"),
+        (["--num_actors", "2"], "are for --engine ray"),
+        (["--private"], "--private is for a repository"),
+        (["--device", "quantum"], "'quantum' cannot be used here"),
     ],
 )
 def test_bad_settings(
@@ -269,17 +313,35 @@ def test_the_job_is_plain(tmp_path: Path, model: str, images: str):
     assert TokenizationJob(model, images).settings["splits"] is None
 
 
-def test_memory_does_not_grow_with_the_data(tmp_path: Path, model: str):
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch):
     """What waits for the writer, the loader and the model is bounded by batches, whatever the number of rows."""
-    peaks = []
-    for rows_of_file in (200, 2000):
-        images = tmp_path / f"images{rows_of_file}"
-        write_images(images / "train-00000-of-00001.parquet", range(rows_of_file), rows_per_group=50)
-        tracemalloc.start()
-        tokenize(tmp_path / f"out{rows_of_file}", model, str(images), "--batch_size", "20")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.5 * peaks[0]
+    monkeypatch.setattr("hf_vq.corpus.token_file.ROW_GROUP", 100)
+    images, held = tmp_path / "images", list[tuple[int, int]]()
+    write_images(images / "train-00000-of-00001.parquet", range(1000), rows_per_group=50)
+    write = TokenFile.write
+
+    def watched(self: TokenFile, table: pa.Table) -> None:
+        write(self, table)
+        pixels = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape[1:] == (3, 8, 8)]
+        held.append((sum(map(len, pixels)), sum(map(len, self._waiting))))
+
+    monkeypatch.setattr(TokenFile, "write", watched)
+    tokenize(tmp_path / "out", model, str(images), "--batch_size", "20")
+    most_pixels, most_rows = (max(numbers) for numbers in zip(*held, strict=True))
+    assert len(held) == 50 and most_pixels <= 6 * 20 and most_rows < 100
+
+
+def test_pictures_beside_the_tokens(tmp_path: Path, model: str):
+    """Those inside of other columns are left out like the others; one that is asked for comes back as a picture."""
+    cells = {"image": [picture(0)], "pages": [[picture(1)]], "icon": [picture(2)], "name": ["a"]}
+    kinds = {"image": Image(), "pages": List(Image()), "icon": Image(), "name": Value("string")}
+    (tmp_path / "images").mkdir()
+    Dataset.from_dict(cells, features=Features(kinds)).to_parquet(tmp_path / "images" / "train.parquet")
+    flags = ["--image_column", "image"]
+    tokenize(tmp_path / "bare", model, str(tmp_path / "images"), *flags)
+    assert rows(tmp_path / "bare")[0].keys() == {"name", "image_tokens"}
+    tokenize(tmp_path / "kept", model, str(tmp_path / "images"), *flags, "--keep_columns", "icon")
+    assert np.array_equal(np.asarray(rows(tmp_path / "kept")[0]["icon"]), np.asarray(picture(2)))
 
 
 def test_features_survive(tmp_path: Path, model: str, images: str):

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig
 
 import hf_vq
 from corpora import picture, save_tokenizer
 from hf_vq.cli import main
-from hf_vq.evaluation import Evaluation, write_evaluation
+from hf_vq.evaluation import Evaluation, weights_hash, write_evaluation
 from hf_vq.publishing import publish
 from hf_vq.reference_tokens import REFERENCE_FILE, hash_of_reference, save_reference_tokens
 from hub_client import CONNECTION_LOST, in_process
@@ -40,7 +40,11 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = {"dataset_name": "uoft-cs/cifar10", "split": "test", "dataset_revision": "abc123"}
     counts = torch.ones(1, 300)
     write_evaluation(
-        folder / "evaluation.json", Evaluation(METRICS, counts), fingerprint=tok.model.fingerprint(), **about
+        folder / "evaluation.json",
+        Evaluation(METRICS, counts),
+        fingerprint=tok.model.fingerprint(),
+        weights_sha256=weights_hash(tok.model),
+        **about,
     )
     write_run(folder, "uoft-cs/cifar10")
     draw(folder, "step-000010-codes", "step-000020-codes", "step-000020-reconstructions", "curves")
@@ -206,7 +210,9 @@ def test_a_prior_names_its_tokenizer_on_the_hub(
     )
 
 
-def test_a_prior_for_a_published_tokenizer(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, prior_dir: Path):
+def test_a_prior_for_a_published_tokenizer(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, prior_dir: Path, tmp_path: Path
+):
     publish(tokenizer_dir, "other/name")
     publish(prior_dir, PRIOR_NAME, tokenizer_repo_id="other/name")
     assert AutoConfig.from_pretrained(PRIOR_NAME).tokenizer_name_or_path == "other/name"
@@ -215,6 +221,19 @@ def test_a_prior_for_a_published_tokenizer(hub: HubServer, hub_api: HfApi, token
     prior.save_pretrained(prior_dir.parent / "pulled")
     publish(prior_dir.parent / "pulled", "org/again")
     assert AutoConfig.from_pretrained("org/again").tokenizer_name_or_path == "other/name"
+    # It keeps its tokenizer's commit, whatever has become of its main.
+    publish(save_tokenizer(tmp_path / "new", hidden_channels=[16, 8]), "other/name")
+    publish(prior_dir.parent / "pulled", "org/again")
+    assert AutoConfig.from_pretrained("org/again").tokenizer_revision == prior.config.tokenizer_revision
+
+
+def test_a_branch_of_prior_and_tokenizer(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, prior_dir: Path):
+    publish(prior_dir, "tiny-prior", tokenizer_repo_id="tiny", with_tokenizer=True, revision="trial")
+    owner = hub_api.whoami()["name"]
+    assert "config.json" not in files_of(hub, f"{owner}/tiny")
+    config = AutoConfig.from_pretrained(f"{owner}/tiny-prior", revision="trial")
+    assert config.tokenizer_name_or_path == f"{owner}/tiny"
+    assert config.tokenizer_revision == hub.repositories[f"{owner}/tiny"].head("trial").oid
 
 
 def test_a_prior_whose_tokenizer_nobody_would_find_is_refused(
@@ -233,9 +252,46 @@ def test_a_prior_whose_tokenizer_nobody_would_find_is_refused(
 def test_numbers_of_another_model_are_refused(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path):
     folder = save_tokenizer(tmp_path / "other", hidden_channels=[16, 8])
     shutil.copyfile(tokenizer_dir / "evaluation.json", folder / "evaluation.json")
-    with pytest.raises(ValueError, match="was measured with the tokenizer .*measure again"):
+    with pytest.raises(ValueError, match="was measured with another tokenizer .*measure again"):
+        publish(folder, NAME)
+    # Another decoder for the same tokens has other numbers, too.
+    shutil.copytree(tokenizer_dir, tmp_path / "decoder")
+    model = AutoModel.from_pretrained(tokenizer_dir)
+    torch.nn.init.zeros_(next(model.decoder.parameters()))
+    model.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ValueError, match="was measured with other weights .*measure again"):
+        publish(tmp_path / "decoder", NAME)
+    (folder / "evaluation.json").write_text('{"psnr": 21.25}')
+    with pytest.raises(ValueError, match="does not say what was measured"):
         publish(folder, NAME)
     assert NAME not in hub.repositories
+
+
+def test_what_is_no_model_of_ours_is_refused(hub: HubServer, hub_api: HfApi, tmp_path: Path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a bert: name a tokenizer or a prior"):
+        publish(tmp_path, NAME)
+    for name in ("bad id!!", "a/b/c", "", "org/"):
+        with pytest.raises(ValueError, match=r"[Rr]epo"):
+            publish(tmp_path, name)
+
+
+def test_somebody_who_pushes_meanwhile_is_not_overwritten(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    publish(tokenizer_dir, NAME)
+    create_commit = HfApi.create_commit
+
+    def later(self: HfApi, *args: Any, **kwargs: Any) -> Any:
+        theirs = CommitOperationAdd("config.json", b"{}")
+        create_commit(hub_api, NAME, [theirs], commit_message="mend")
+        return create_commit(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HfApi, "create_commit", later)
+        with pytest.raises(HfHubHTTPError):
+            publish(tokenizer_dir, NAME)
+    assert files_of(hub)["config.json"] == b"{}"
 
 
 def test_a_branch_and_a_private_repository(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path):
@@ -261,10 +317,13 @@ def test_a_name_without_an_owner_is_one_s_own(hub: HubServer, hub_api: HfApi, to
 def test_files_that_are_gone_go(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path):
     publish(tokenizer_dir, NAME)
     hub_api.upload_file(path_or_fileobj=b"mine", path_in_repo="NOTES.txt", repo_id=NAME)
-    hub_api.upload_file(path_or_fileobj=b"old", path_in_repo="modeling_old.py", repo_id=NAME)
+    for name in ("modeling_vqvae.py", "examples/modeling_vqvae.py", "demo.py"):
+        hub_api.upload_file(path_or_fileobj=b"code", path_in_repo=name, repo_id=NAME)
     publish(save_tokenizer(tmp_path / "bare"), NAME)
     files = files_of(hub)
-    assert "NOTES.txt" in files and "modeling_old.py" not in files and "pictures/codes.png" not in files
+    assert {"NOTES.txt", "demo.py", "examples/modeling_vqvae.py"} <= files.keys()
+    of_old = {"modeling_vqvae.py", "pictures/codes.png", "evaluation.json", "run.yaml", "metrics.jsonl", REFERENCE_FILE}
+    assert not of_old & files.keys()
 
 
 def test_dry_run_writes_what_would_be_published(hub: HubServer, hub_api: HfApi, prior_dir: Path, tmp_path: Path):
@@ -279,15 +338,26 @@ def test_dry_run_writes_what_would_be_published(hub: HubServer, hub_api: HfApi, 
     flags[-1] = str(tmp_path)
     assert main(["publish", str(tmp_path / "sqvae-tiny-prior"), *flags]) == 0
     assert (tmp_path / "sqvae-tiny-prior" / "README.md").read_text() == card
+    # Of what was not measured nothing is told, whatever lay there.
+    shutil.copytree(prior_dir, unmeasured := prior_dir.parent / "unmeasured")
+    (unmeasured / "evaluation.json").unlink()
+    assert main(["publish", str(unmeasured), *flags]) == 0
+    assert "7.125" not in (tmp_path / "sqvae-tiny-prior" / "README.md").read_text()
     publish(tmp_path / "sqvae-tiny-prior", PRIOR_NAME, with_tokenizer=True)
     assert hub.repositories.keys() == {NAME, PRIOR_NAME}
 
 
 def test_the_command_says_what_is_wrong(
-    hub: HubServer, hub_api: HfApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["publish", str(tmp_path), "--repo_id", NAME]) == 2
     assert "holds no trained model" in capsys.readouterr().err
+    assert main(["publish", str(tokenizer_dir), "--repo_id", NAME, "--output", str(tmp_path)]) == 2
+    assert "--output is where --dry_run writes" in capsys.readouterr().err
+    assert main(["publish", str(tokenizer_dir), "--repo_id", "org/", "--dry_run", "--output", str(tmp_path)]) == 2
+    hub.faults = since(0, "drop before")
+    assert main(["publish", str(tokenizer_dir), "--repo_id", NAME]) == 2
+    assert not list(tmp_path.iterdir()) and not hub.repositories
 
 
 @pytest.fixture(scope="module")

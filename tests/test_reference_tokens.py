@@ -67,6 +67,18 @@ def test_a_near_tie_has_a_small_margin(tmp_path: Path, quantizer: str):
     assert compare(tmp_path / REFERENCE_FILE, model, processor).num_differing == 0
 
 
+def test_the_margin_of_a_variance_for_each_component(tmp_path: Path):
+    """The search of type IV weighs the components: its tokens have the smallest distance, and no other's does."""
+    tok = make_tokenizer(quantizer="gaussian", covariance="diagonal")
+    model = tok.model
+    latents, log_variance = torch.randn(2, 4, 2, 2, 2)
+    tokens = model.quantizer.search(latents, log_variance)
+    every = [model.quantizer.squared_distances(latents, torch.full_like(tokens, k), log_variance) for k in range(300)]
+    assert torch.equal(torch.stack(every).argmin(0), tokens)
+    save_reference_tokens(tmp_path, model, tok.processor, IMAGES)
+    assert compare(tmp_path / REFERENCE_FILE, model, tok.processor) == (16, 0, 0.0)
+
+
 def test_several_codebooks(tmp_path: Path):
     tok = make_tokenizer(num_codebooks=2)
     save_reference_tokens(tmp_path, tok.model, tok.processor, IMAGES)

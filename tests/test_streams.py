@@ -208,8 +208,8 @@ def test_a_stream_of_any_origin_is_dealt_out():
 @streamed
 def test_num_examples(parquet: Path, streaming: bool):
     splits = load_images(str(parquet), streaming=streaming, validation_size=20)
-    assert [num_examples(split) for split in splits] == ([92, 23, 10] if streaming else [95, 20, 10])
-    assert [sum(1 for _ in split) for split in splits] == [num_examples(split) for split in splits]
+    assert [num_examples(split) for split in splits[:3]] == ([92, 23, 10] if streaming else [95, 20, 10])
+    assert [sum(1 for _ in split) for split in splits[:3]] == [num_examples(split) for split in splits[:3]]
 
 
 # Holding out
@@ -700,5 +700,5 @@ def test_cifar10_streams(shared_data: Path):
         return {"sizes": torch.tensor([row["image"].size for row in rows])}
 
     splits = load_images(str(shared_data / "cifar10"), streaming=True)
-    assert [num_examples(split) for split in splits] == [37_500, 12_500, 10_000]
+    assert [num_examples(split) for split in splits[:3]] == [37_500, 12_500, 10_000]
     assert next(iter(TrainBatches(splits.train, sizes, 64, seed=0)))["sizes"].tolist() == [[32, 32]] * 64

@@ -20,6 +20,7 @@ from arguments import DataArguments, RunArguments, parse
 from digits import load_digits_images
 from engine import fit, share_cores
 from hf_vq.evaluation import Evaluation, write_evaluation
+from hf_vq.hub_commit import full_name
 from hf_vq.pictures import save_curves
 from hf_vq.publishing import choose_tokenizer, publish
 from hf_vq.streams import ImageSplits, describe_tokens, load_images
@@ -135,7 +136,7 @@ def record_test(run_dir: Path, result: Evaluation, run: RunArguments, task: Toke
         result,
         dataset_name=run.data.dataset_name,
         dataset_config_name=run.data.dataset_config_name,
-        dataset_revision=run.data.dataset_revision,
+        dataset_revision=task.splits.revision or run.data.dataset_revision,
         data_files=run.data.data_files,
         split=run.data.test_split or "test",
         seed=run.engine.seed,
@@ -152,10 +153,14 @@ def check_publishing(run: RunArguments) -> None:
         ValueError: a prior whose tokenizer nobody would find.
         HfHubHTTPError: the Hub refuses.
     """
-    repo_id = repo_id_of(run)
+    api = HfApi(token=run.hub.hub_token)
+    repo_id = full_name(api, repo_id_of(run))
     if run.model.tokenizer_name_or_path is not None:
-        choose_tokenizer(run.model.tokenizer_name_or_path, repo_id, run.hub.tokenizer_repo_id, run.hub.with_tokenizer)
-    HfApi(token=run.hub.hub_token).create_repo(repo_id, private=run.hub.hub_private_repo, exist_ok=True)
+        hub = run.hub
+        name = choose_tokenizer(run.model.tokenizer_name_or_path, repo_id, hub.tokenizer_repo_id, hub.with_tokenizer)
+        if not hub.with_tokenizer:
+            api.model_info(name)
+    api.create_repo(repo_id, private=run.hub.hub_private_repo, exist_ok=True)
 
 
 def repo_id_of(run: RunArguments) -> str:
@@ -165,15 +170,22 @@ def repo_id_of(run: RunArguments) -> str:
 
 def publish_run(run_dir: Path, run: RunArguments) -> None:
     """Publishes what was trained."""
-    commit = publish(
-        run_dir,
-        repo_id_of(run),
-        tokenizer_repo_id=run.hub.tokenizer_repo_id,
-        with_tokenizer=run.hub.with_tokenizer,
-        license=run.hub.hub_license,
-        private=run.hub.hub_private_repo,
-        token=run.hub.hub_token,
-    )
+    try:
+        commit = publish(
+            run_dir,
+            repo_id_of(run),
+            tokenizer_repo_id=run.hub.tokenizer_repo_id,
+            with_tokenizer=run.hub.with_tokenizer,
+            license=run.hub.hub_license,
+            private=run.hub.hub_private_repo,
+            token=run.hub.hub_token,
+        )
+    except Exception as error:
+        flags = ["--with_tokenizer"] if run.hub.with_tokenizer else []
+        flags += ["--tokenizer_repo_id", run.hub.tokenizer_repo_id] if run.hub.tokenizer_repo_id else []
+        again = " ".join(["hf-vq publish", str(run_dir), "--repo_id", repo_id_of(run), *flags])
+        error.add_note(f"The training is done, and lies in {run_dir}; this publishes it: {again}")
+        raise
     print(f"Published {commit.repo_url}, commit {commit.oid}")
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_vq.commands.evaluate import add_evaluate
@@ -18,24 +18,31 @@ from hf_vq.commands.tokens import add_decode, add_encode
 __all__ = ["main"]
 
 # Errors that come from what the user gave; their messages are enough.
-USER_ERRORS = (ValueError, OSError, ImportError, SafetensorError, StrictDataclassError, DatasetsError)
-EXIT_USER_ERROR = 2
+USER_ERRORS = (ValueError, OSError, ImportError, HTTPError, SafetensorError, StrictDataclassError, DatasetsError)
+EXIT_USER_ERROR, EXIT_STOPPED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `hf-vq` with these arguments (by default those of the process).
 
     Returns:
-        The exit code: 0, or 2 after an error in what was given, whose message went to stderr.
+        The exit code: 0; 2 after an error in what was given, whose message went to stderr; 130 after Ctrl-C.
     """
     args = make_parser().parse_args(arguments)
     try:
         args.run(args)
     except USER_ERRORS as error:
-        message = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
-        print(f"hf-vq {args.command}: error: {message}", file=sys.stderr)
+        tell(f"hf-vq {args.command}: error: {str(error) or type(error).__name__}", error)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt as error:
+        tell(f"hf-vq {args.command}: stopped", error)
+        return EXIT_STOPPED
     return 0
+
+
+def tell(message: str, error: BaseException) -> None:
+    """Prints a message and what was noted on the error."""
+    print("\n".join([message, *getattr(error, "__notes__", [])]), file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ Whatever the source, a row keeps the user's columns, and its picture is an undec
 the column "image"; of a data set of image tokens, rows come as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +20,7 @@ from datasets import (
     Value,
     load_dataset_builder,
 )
+from datasets.data_files import DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
@@ -31,11 +32,26 @@ DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 class ImageSplits(NamedTuple):
-    """The rows to train on, to evaluate on while training, and to test on once, at the end."""
+    """The rows to train on, to evaluate on while training, and to test on once, at the end; of which commit, if any."""
 
     train: ImageDataset
     validation: ImageDataset | None
     test: ImageDataset | None
+    revision: str | None = None
+
+
+class ImageSource(NamedTuple):
+    """All splits of a data set, and which version of it they are.
+
+    Attributes:
+        splits: streams by name, or of local pictures tables of their paths.
+        revision: the commit, of a data set on the Hub.
+        version: names of all files, each with what tells that it changed: its commit, its ETag or its time.
+    """
+
+    splits: dict[str, ImageDataset]
+    revision: str | None
+    version: list[tuple[str, ...]]
 
 
 def load_images(
@@ -84,6 +100,7 @@ def load_images(
     if streaming and keep_in_memory:
         raise ValueError("drop streaming or keep_in_memory: a stream is not kept")
     builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    commit = commit_of(builder)
     # A table of local pictures holds nothing but their paths; unlike a stream of them it can be permuted.
     as_table = not streaming or _lists_local_pictures(builder)
     opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
@@ -94,10 +111,13 @@ def load_images(
         train, validation = (hold_out_rows if as_table else hold_out_files)(builder, train, validation_size)
     splits: list[Any] = [train, validation, test]
     if take_tokens:
-        return ImageSplits(*(split and _without_pictures(split) for split in splits))
-    in_tables = isinstance(builder, Parquet) and not as_table
-    splits = [split and _undecoded(split, image_column, in_tables) for split in splits]
-    return ImageSplits(*(_as_streams(*splits) if streaming and as_table else splits))
+        splits = [split and _without_pictures(split) for split in splits]
+    else:
+        in_tables = isinstance(builder, Parquet) and not as_table
+        splits = [split and _undecoded(split, image_column, in_tables) for split in splits]
+        splits = _as_streams(*splits) if streaming and as_table else splits
+    train, validation, test = splits
+    return ImageSplits(train, validation, test, commit)
 
 
 def open_splits(
@@ -108,25 +128,26 @@ def open_splits(
     revision: str | None = None,
     image_column: str | None = None,
     splits: Sequence[str] | None = None,
-    cache_dir: str | None = None,
-) -> dict[str, ImageDataset]:
-    """The splits of a data set of images, whole, by their names: streams, or of local pictures tables of their paths.
+    token: str | None = None,
+) -> ImageSource:
+    """The splits of a data set of images, whole.
 
     Args:
         splits: names, by default all.
-        dataset_name, dataset_config_name, data_files, revision, image_column, cache_dir: as in `load_images`.
+        token: of the Hub; None is the one that was logged in with.
+        dataset_name, dataset_config_name, data_files, revision, image_column: as in `load_images`.
 
     Raises:
         FileNotFoundError: no such folder, file or data set.
         ValueError: an unknown split or column.
     """
-    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, None, token)
     as_table = _lists_local_pictures(builder)
     opened: dict[str, Any] = _open_tables(builder, False) if as_table else _open_streams(builder)
     in_tables = isinstance(builder, Parquet) and not as_table
-    return {
-        name: _undecoded(_choose(opened, name), image_column, in_tables) for name in splits or list(map(str, opened))
-    }
+    names = splits or list(map(str, opened))
+    undecoded = {name: _undecoded(_choose(opened, name), image_column, in_tables) for name in names}
+    return ImageSource(undecoded, commit_of(builder), _version_of(builder))
 
 
 def describe_tokens(
@@ -152,6 +173,25 @@ def describe_tokens(
     return read_description(files) if describes_tokens(files[0]) else None
 
 
+def commit_of(builder: DatasetBuilder) -> str | None:
+    """The commit of a data set on the Hub, None of others."""
+    origins = {origin for files in _files(builder) for origin in files.origin_metadata}
+    commits = {origin[1] for origin in origins if len(origin) == 2 and origin[0] == builder.repo_id}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def _version_of(builder: DatasetBuilder) -> list[tuple[str, ...]]:
+    return sorted(
+        (str(name), *map(str, origin))
+        for files in _files(builder)
+        for name, origin in zip(files, files.origin_metadata, strict=True)
+    )
+
+
+def _files(builder: DatasetBuilder) -> Iterable[DataFilesList]:
+    return (builder.config.data_files or {}).values()
+
+
 def shard_names(dataset: IterableDataset) -> list[str] | None:
     """What to call the shards of a stream in messages; None where nobody recorded it."""
     names = list(dataset.info.download_checksums or {})
@@ -159,7 +199,12 @@ def shard_names(dataset: IterableDataset) -> list[str] | None:
 
 
 def _find_builder(
-    name: str, config: str | None, data_files: DataFiles | None, revision: str | None, cache_dir: str | None
+    name: str,
+    config: str | None,
+    data_files: DataFiles | None,
+    revision: str | None,
+    cache_dir: str | None,
+    token: str | None = None,
 ) -> DatasetBuilder:
     if name == "parquet" and not data_files:
         raise ValueError('"parquet" is a format, not a data set: name its files by data_files')
@@ -170,7 +215,8 @@ def _find_builder(
         raise FileNotFoundError(f"there is no folder {name}{_neighbours(folder)}")
     path = str(folder) if folder.is_dir() else name
     try:
-        return load_dataset_builder(path, config, data_files=data_files, revision=revision, cache_dir=cache_dir)
+        given: dict[str, Any] = {"data_files": data_files, "revision": revision, "cache_dir": cache_dir, "token": token}
+        return load_dataset_builder(path, config, **given)
     except (FileNotFoundError, ConnectionError) as error:
         hint = "" if folder.is_dir() or data_files else f". Nor is it a local folder{_neighbours(folder)}"
         raise FileNotFoundError(f"cannot open the data set {name!r}: {error}{hint}") from error

@@ -6,6 +6,10 @@ from typing import IO, Any
 
 import fsspec  # type: ignore[import-untyped]  # it ships no type information
 import PIL.Image
+from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
+
+ATTEMPTS = 4
+"""How often a picture is asked for, over some ten seconds: what a server refuses for a moment is no bad example."""
 
 
 class BadImageError(ValueError):
@@ -20,7 +24,7 @@ def decode_image(cell: Any) -> PIL.Image.Image:
             are no bytes), encoded bytes, or a PIL image.
 
     Raises:
-        BadImageError: with the reason.
+        BadImageError: with the reason; of a picture at a URL, after it was asked for several times.
     """
     try:
         image = cell if isinstance(cell, PIL.Image.Image) else PIL.Image.open(io.BytesIO(_encoded(cell)))
@@ -40,8 +44,22 @@ def _encoded(cell: Any) -> bytes:
         raise BadImageError("the cell is empty")
     if cell["bytes"] is not None:
         return cell["bytes"]
-    with open_file(cell["path"]) as file:
+    return _fetched(cell["path"]) if "://" in cell["path"] else _read(cell["path"])
+
+
+def _read(path: str) -> bytes:
+    with open_file(path) as file:
         return file.read()
+
+
+@retry(
+    retry=retry_if_not_exception_type(FileNotFoundError),
+    stop=stop_after_attempt(ATTEMPTS),
+    wait=wait_exponential(multiplier=1.5),
+    reraise=True,
+)
+def _fetched(url: str) -> bytes:
+    return _read(url)
 
 
 def open_file(path: str) -> AbstractContextManager[IO[bytes]]:

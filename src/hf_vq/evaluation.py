@@ -1,6 +1,7 @@
 """A model and a stream of images -> numbers, the same in the training loop and offline; and the files they go to."""
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from hf_vq.files import replace_file
 from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
 from hf_vq.version import __version__
 
-__all__ = ["PROTOCOL", "STATISTICS", "Evaluation", "evaluate", "to_uint8", "write_evaluation"]
+__all__ = ["PROTOCOL", "STATISTICS", "Evaluation", "evaluate", "to_uint8", "weights_hash", "write_evaluation"]
 
 PROTOCOL = (
     "float32, deterministic tokens; mse, psnr, ssim on [0, 1] after rounding to 8 bits, psnr and ssim per image, then "
@@ -186,6 +187,16 @@ def write_evaluation(path: str | os.PathLike[str], evaluation: Evaluation, **pro
     finite = {name: v if v is None or math.isfinite(v) else None for name, v in evaluation.metrics.items()}
     text = json.dumps(finite | described, indent=2, allow_nan=False) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 of all weights by name, in float32: what numbers were measured on."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+        digest.update(f"{name} {tuple(values.shape)}\n".encode() + values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
 
 __all__ = ["commit_folder", "full_name"]
 
@@ -20,6 +21,7 @@ def commit_folder(
     private: bool | None = None,
     revision: str | None = None,
     replaced: Sequence[str] = (),
+    commit_message: str | None = None,
 ) -> CommitInfo:
     """Makes the repository and the branch if need be, and commits all visible files of a folder.
 
@@ -32,7 +34,8 @@ def commit_folder(
         repo_type: "model" or "dataset".
         private: whether a new repository is private; None is the organisation's default.
         revision: the branch, "main" by default.
-        replaced: patterns of files that are deleted where the folder has none of that name.
+        replaced: files that go where the folder has none of that name: names, or patterns such as "data/*".
+        commit_message: its first line.
 
     Raises:
         HfHubHTTPError, RuntimeError, OSError: what the Hub or the network refused, or that the branch moved meanwhile.
@@ -52,7 +55,7 @@ def commit_folder(
     return api.create_commit(
         repo_id,
         operations,
-        commit_message=f"Upload {repo_id.split('/')[-1]} with hf_vq",
+        commit_message=commit_message or f"Upload {repo_id.split('/')[-1]} with hf_vq",
         repo_type=repo_type,
         revision=revision,
         parent_commit=there.sha,
@@ -60,7 +63,11 @@ def commit_folder(
 
 
 def full_name(api: HfApi, repo_id: str) -> str:
-    """A repository's name with its owner, who is the owner of the token where none is named."""
+    """A repository's name with its owner, who is the owner of the token where none is named.
+
+    Raises: HFValidationError (a ValueError) if no repository can have this name.
+    """
+    validate_repo_id(repo_id)
     return repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
 
 

@@ -21,6 +21,7 @@ METHODS = {
     "hf_vq_transformer_prior": "A Transformer prior",
     "hf_vq_pixelcnn": "A gated PixelCNN prior (van den Oord et al. 2016)",
 }
+FSQ = "An autoencoder with finite scalar quantization (Mentzer et al. 2023)"
 METRICS = {
     "psnr": ("PSNR, mean over images (dB)", ".2f"),
     "psnr_of_mse": ("PSNR of the mean error (dB)", ".2f"),
@@ -59,7 +60,7 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
         _card_data(config, repo_id, license, evaluation, run),
         repo_id=repo_id,
         config=config,
-        method=METHODS[config.model_type],
+        method=FSQ if getattr(config, "quantizer", None) == "fsq" else METHODS[config.model_type],
         grid=_grid(config),
         bits=f"{_bits(config):,}",
         evaluation={"dataset_revision": None, **evaluation},

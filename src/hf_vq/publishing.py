@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
+from hf_vq import models
+from hf_vq.evaluation import weights_hash
 from hf_vq.hub_commit import commit_folder, full_name
-from hf_vq.model_card import EVALUATION, LOG, RUN, write_card
+from hf_vq.model_card import EVALUATION, LOG, METHODS, RUN, write_card
 from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
 
@@ -19,7 +21,12 @@ __all__ = ["TokenizerPlace", "choose_tokenizer", "publish", "write_repository"]
 
 PathLike = str | os.PathLike[str]
 PICTURES = ("reconstructions", "codes", "samples", "code-history", "curves")
-REPLACED = ("*.py", "*.safetensors", "pictures/*")
+CODE = tuple(path.name for path in Path(models.__file__).parent.glob("*.py"))
+REPLACED = (
+    EVALUATION, RUN, LOG, REFERENCE_FILE, "preprocessor_config.json", "generation_config.json",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    *(f"pictures/{kind}.png" for kind in PICTURES), *CODE,
+)  # fmt: skip
 """Files of an earlier version that go where the new one has none of that name."""
 
 
@@ -61,13 +68,14 @@ def publish(
     """
     api, tokenizer = HfApi(token=token), None
     repo_id = full_name(api, repo_id)
-    shared: dict[str, Any] = {"license": license, "private": private, "token": token}
-    config = AutoConfig.from_pretrained(run_dir)
+    config = read_config(run_dir)
     if is_prior(config):
         name = choose_tokenizer(config.tokenizer_name_or_path, repo_id, tokenizer_repo_id, with_tokenizer)
+        name, commit = full_name(api, name), None
         if with_tokenizer:
-            publish(tokenizer_location(config), name, **shared)
-        tokenizer = find_on_hub(config, name, api)
+            shared: dict[str, Any] = {"license": license, "private": private, "revision": revision, "token": token}
+            commit = publish(tokenizer_location(config), name, **shared).oid
+        tokenizer = find_on_hub(config, name, api, commit)
     with tempfile.TemporaryDirectory() as folder:
         write_repository(run_dir, folder, repo_id, license=license, tokenizer=tokenizer)
         return commit_folder(api, folder, repo_id, private=private, revision=revision, replaced=REPLACED)
@@ -100,14 +108,21 @@ def choose_tokenizer(name: str | None, repo_id: str, tokenizer_repo_id: str | No
     )
 
 
-def find_on_hub(config: Any, name: str, api: HfApi) -> TokenizerPlace:
+def find_on_hub(config: Any, name: str, api: HfApi, revision: str | None = None) -> TokenizerPlace:
     """The commit of a prior's tokenizer on the Hub, which is checked to be the prior's.
+
+    Args:
+        config: the prior's.
+        name: the tokenizer's repository.
+        revision: by default that which the prior names, if it names this repository, or else main.
 
     Raises: ValueError if it is another tokenizer.
     """
-    revision = api.model_info(name).sha
-    check_tokenizer(config, AutoModel.from_pretrained(name, revision=revision, token=api.token))
-    return TokenizerPlace(name, revision)
+    if revision is None and config.tokenizer_name_or_path == name:
+        revision = config.tokenizer_revision
+    commit = api.model_info(name, revision=revision).sha
+    check_tokenizer(config, AutoModel.from_pretrained(name, revision=commit, token=api.token))
+    return TokenizerPlace(name, commit)
 
 
 def write_repository(
@@ -122,26 +137,38 @@ def write_repository(
 
     Args:
         run_dir, repo_id, license: as in `publish`.
-        folder: is made if need be.
+        folder: is made if need be; of an earlier version there, nothing stays.
         tokenizer: what a prior is to call its tokenizer.
 
     Raises: ValueError if there is no such model, or evaluation.json was measured on another one.
     """
     run_dir, folder = Path(run_dir), Path(folder)
-    config = AutoConfig.from_pretrained(run_dir)
-    if is_prior(config):
+    if run_dir.resolve() != folder.resolve():
+        remove_replaced(folder)
+    if is_prior(read_config(run_dir)):
         model: Any = AutoModelForCausalLM.from_pretrained(run_dir)
-        check_measured(run_dir, model.config.tokenizer_fingerprint)
+        check_measured(run_dir, model, model.config.tokenizer_fingerprint)
         if tokenizer is not None:
             model.config.tokenizer_name_or_path, model.config.tokenizer_revision = tokenizer
             model.config.name_or_path = str(folder)
     else:
         model = AutoModel.from_pretrained(run_dir)
-        check_measured(run_dir, model.fingerprint())
+        check_measured(run_dir, model, model.fingerprint())
         AutoImageProcessor.from_pretrained(run_dir).save_pretrained(folder)
     model.save_pretrained(folder)
     copy_measured(run_dir, folder)
     write_card(folder, model, repo_id, license)
+
+
+def read_config(run_dir: PathLike) -> Any:
+    """The config of a tokenizer or a prior.
+
+    Raises: ValueError if it is that of something else.
+    """
+    config = AutoConfig.from_pretrained(run_dir)
+    if config.model_type not in METHODS:
+        raise ValueError(f"{run_dir} holds a {config.model_type}: name a tokenizer or a prior of hf_vq")
+    return config
 
 
 def is_prior(config: Any) -> bool:
@@ -149,16 +176,30 @@ def is_prior(config: Any) -> bool:
     return hasattr(config, "tokenizer_fingerprint")
 
 
-def check_measured(run_dir: Path, fingerprint: str) -> None:
-    """Raises a ValueError if evaluation.json tells of another tokenizer."""
+def check_measured(run_dir: Path, model: Any, fingerprint: str) -> None:
+    """Raises a ValueError if evaluation.json tells of other weights, or of another tokenizer."""
     file = run_dir / EVALUATION
-    measured = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = measured.get("tokenizer_fingerprint", measured.get("fingerprint", fingerprint))
-    if found != fingerprint:
+    if not file.is_file():
+        return
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    if "dataset_name" not in measured or "split" not in measured:
+        raise ValueError(f"{file} does not say what was measured: make it by hf-vq evaluate, or remove it")
+    of_tokenizer = measured.get("tokenizer_fingerprint", measured.get("fingerprint", fingerprint))
+    here = weights_hash(model)
+    of_weights = measured.get("weights_sha256", here)
+    if (of_tokenizer, of_weights) != (fingerprint, here):
+        what = "with another tokenizer" if of_tokenizer != fingerprint else "with other weights"
         raise ValueError(
-            f"{file} was measured with the tokenizer {found[:16]}, and this one is {fingerprint[:16]}: measure again, "
+            f"{file} was measured {what} than those in {run_dir}: measure again, "
             f"hf-vq evaluate {run_dir} --output {file}, or remove it"
         )
+
+
+def remove_replaced(folder: Path) -> None:
+    """Removes what an earlier version may have left."""
+    for pattern in REPLACED:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def copy_measured(run_dir: Path, folder: Path) -> None:

@@ -172,16 +172,10 @@ class StreamReader:
         """The rows of this reader's shards in stored order, from row `start` of its shard number `first`."""
         for shard in self._shards[first:]:
             step, offset = (self.part.world_size, self.part.rank) if shard in self._shared else (1, 0)
-            for number, cells in enumerate(self._read_shard(shard)):
+            for number, cells in enumerate(rows_of_shard(self.stream, shard, _num_shards(self.stream))):
                 if number >= start and number % step == offset:
                     yield Row(cells, shard, number)
             start = 0
-
-    def _read_shard(self, shard: int) -> Iterator[dict[str, Any]]:
-        rows = self.stream.shard(_num_shards(self.stream), shard, contiguous=False)
-        # Iterating over a stream divides it among the loader's workers once more; iterating by batches does not.
-        for columns in rows.iter(_ROWS_AT_ONCE):
-            yield from rows_of(columns)
 
 
 def count_readers(dataset: ImageDataset, num_workers: int, world_size: int) -> int:
@@ -202,6 +196,13 @@ def open_reader(
 
 def _start_of_epoch(epoch: int) -> Cursor:
     return {"epoch": epoch, "block": 0, "shard": 0, "row": 0, "taken": 0}
+
+
+def rows_of_shard(stream: IterableDataset, shard: int, num_shards: int) -> Iterator[dict[str, Any]]:
+    """The rows of one of `num_shards` shards in stored order."""
+    # Iterating over a stream divides it among the loader's workers once more; iterating by batches does not.
+    for columns in stream.shard(num_shards, shard, contiguous=False).iter(_ROWS_AT_ONCE):
+        yield from rows_of(columns)
 
 
 def rows_of(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:

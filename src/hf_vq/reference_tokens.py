@@ -59,7 +59,7 @@ def save_reference_tokens(folder: str | os.PathLike[str], model: Any, processor:
         processor: its image processor.
         images: (B, C, H, W) uint8.
     """
-    _, image_tokens = _encode(model, processor, images)
+    image_tokens, _, _ = _encode(model, processor, images)
     tensors = {"images": images.contiguous().cpu(), "image_tokens": image_tokens.contiguous()}
     metadata = {HASH: hash_of(image_tokens)}
     replace_file(Path(folder) / REFERENCE_FILE, lambda path: save_file(tensors, path, metadata=metadata))
@@ -74,11 +74,13 @@ def compare(file: str | os.PathLike[str], model: Any, processor: Any) -> Verific
         images, there = reference.get_tensor("images"), reference.get_tensor("image_tokens")
         if hash_of(there) != reference.metadata()[HASH]:
             raise ValueError(f"{file} is damaged: its tokens have another hash than it says. Download it again.")
-    latents, here = _encode(model, processor, images)
+    here, latents, log_variance = _encode(model, processor, images)
     there = there.to(here.device)
     differing = here != there
     with canonical(model):
-        near, far = (model.quantizer.squared_distances(latents, tokens)[differing] for tokens in (here, there))
+        near, far = (
+            model.quantizer.squared_distances(latents, tokens, log_variance)[differing] for tokens in (here, there)
+        )
     margins = (far - near).abs() / torch.maximum(near, far)
     return Verification(here.numel(), int(differing.sum()), float(margins.max()) if len(margins) else 0.0)
 
@@ -99,10 +101,10 @@ def hash_of(image_tokens: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _encode(model: Any, processor: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and image_tokens."""
+def _encode(model: Any, processor: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """image_tokens, and what the encoder gives: latents and log_variance."""
     pictures = list(images.movedim(1, -1).cpu().numpy())
     pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
     with canonical(model):
-        encoded = model.encode(pixel_values.to(model.device))
-    return encoded.last_hidden_state, encoded.image_tokens
+        latents, log_variance = model.encoder(pixel_values.to(model.device, model.dtype))
+        return model.quantizer.search(latents, log_variance), latents, log_variance

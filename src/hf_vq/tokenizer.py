@@ -20,6 +20,7 @@ from transformers.utils.hub import extract_commit_hash
 from transformers.utils.logging import tqdm
 
 from hf_vq.canonical import canonical
+from hf_vq.hub_commit import commit_folder
 from hf_vq.reference_tokens import REFERENCE_FILE, Verification, compare
 from hf_vq.token_grids import broadcast_grids, depth, on_grid, to_encoding, to_ids
 
@@ -43,6 +44,7 @@ class ImageTokenizer:
     Attributes:
         model: the model; its `device` and dtype are those of the computation.
         processor: the image processor.
+        revision: the commit that it was loaded from, None if not from the Hub.
     """
 
     def __init__(self, model: nn.Module, processor: Any) -> None:
@@ -55,6 +57,7 @@ class ImageTokenizer:
             raise ValueError(f"{type(model).__name__} is no image tokenizer: it has no codebook to take ids from.")
         self.model: Any = model
         self.processor = processor
+        self.revision: str | None = None
         self._origin: dict[str, Any] | None = None
 
     @classmethod
@@ -77,10 +80,12 @@ class ImageTokenizer:
             OSError: if there is no such model.
             ValueError: if the model is no image tokenizer.
         """
-        at_commit = kwargs | _pinned(path, **kwargs)
+        commit = _commit_of(path, **kwargs)
+        at_commit = kwargs | ({"revision": commit} if commit else {})
         model = AutoModel.from_pretrained(path, dtype=torch.float32 if dtype is None else dtype, **at_commit)
         tokenizer = cls(model.to(device).eval(), AutoImageProcessor.from_pretrained(path, **at_commit))
         tokenizer._origin = {"path_or_repo_id": path, **at_commit}
+        tokenizer.revision = commit
         return tokenizer
 
     def __repr__(self) -> str:
@@ -88,11 +93,6 @@ class ImageTokenizer:
         grid = "x".join(map(str, config.grid_size))
         codebooks = f", num_codebooks={config.num_codebooks}" if config.num_codebooks > 1 else ""
         return f"ImageTokenizer({type(self.model).__name__}, vocab_size={self.vocab_size}, grid={grid}{codebooks})"
-
-    @property
-    def revision(self) -> str | None:
-        """The commit, branch or tag that it was loaded from; of what came from the Hub, the commit."""
-        return (self._origin or {}).get("revision")
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -205,7 +205,7 @@ class ImageTokenizer:
         commit_message: str = "Upload image tokenizer",
         private: bool | None = None,
         token: str | bool | None = None,
-        **kwargs: Any,
+        revision: str | None = None,
     ) -> CommitInfo:
         """Uploads model and processor in one commit; the repository is made if it does not exist.
 
@@ -214,13 +214,13 @@ class ImageTokenizer:
             commit_message: first line of the commit.
             private: whether a new repository is private; None is the organisation's default.
             token: of the Hub; None is the one that was logged in with.
-            kwargs: for `HfApi.upload_folder`: revision, create_pr, ...
+            revision: the branch, "main" by default; it is made if it does not exist.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **kwargs)
+            return commit_folder(
+                HfApi(token=token), folder, repo_id, private=private, revision=revision, commit_message=commit_message
+            )
 
     def _pixel_batches(
         self, images: Iterable[Any], batch_size: int, kwargs: dict[str, Any]
@@ -245,11 +245,10 @@ class ImageTokenizer:
             raise
 
 
-def _pinned(path: Any, **kwargs: Any) -> dict[str, str]:
-    """The commit that a revision on the Hub points to now, as `revision`, so that all files are of one commit."""
+def _commit_of(path: Any, **kwargs: Any) -> str | None:
+    """The commit that a revision on the Hub points to now, so that all files are of one commit; None of a folder."""
     hub = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
-    commit = extract_commit_hash(cached_file(path, CONFIG_NAME, **hub), None)
-    return {"revision": commit} if commit else {}
+    return extract_commit_hash(cached_file(path, CONFIG_NAME, **hub), None)
 
 
 def _bar(name: str, total: int | None) -> Any:

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_vq.commands.shared import add_command, check_output_file, load_image_tokenizer, where_from
-from hf_vq.evaluation import Evaluation, evaluate, write_evaluation
+from hf_vq.evaluation import Evaluation, evaluate, weights_hash, write_evaluation
 from hf_vq.models.prior_tokenizer import load_tokenizer
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
-from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
+from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, load_images
 from hf_vq.token_batches import TokenBatches, ToLabelledPixelValues, find_classes
 
 
@@ -44,8 +44,9 @@ def evaluate_on_dataset(args: argparse.Namespace) -> None:
     measure = measure_prior if hasattr(config, "tokenizer_fingerprint") else measure_tokenizer
     evaluation, about_model = measure(args)
     names = ["dataset_name", "dataset_config_name", "dataset_revision", "data_files", "split", "fd_model"]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    write_evaluation(args.output, evaluation, model_name_or_path=args.model, **given, **about_model)
+    given = {"model_name_or_path": args.model} | {name: getattr(args, name) for name in names}
+    about = {name: value for name, value in (given | about_model).items() if value is not None}
+    write_evaluation(args.output, evaluation, **about)
     print_metrics(evaluation)
     print(f"Written to {args.output}.")
 
@@ -55,9 +56,11 @@ def measure_tokenizer(args: argparse.Namespace) -> tuple[Evaluation, dict[str, A
     if args.tokenizer_name_or_path is not None:
         raise ValueError("--tokenizer_name_or_path is for priors, and this is a tokenizer itself.")
     tok = load_image_tokenizer(args)
-    batches = batches_of(args, open_split(args), ToPixelValues(tok.processor))
+    splits = open_split(args)
+    batches = batches_of(args, splits.train, ToPixelValues(tok.processor))
     evaluation = evaluate(tok.model, tok.processor, batches, fd_model=args.fd_model, progress=True)
-    return evaluation, {"fingerprint": tok.model.fingerprint(), "bad_examples": batches.bad_examples}
+    about = {"fingerprint": tok.model.fingerprint(), "weights_sha256": weights_hash(tok.model)}
+    return evaluation, {**about, "bad_examples": batches.bad_examples, "dataset_revision": splits.revision}
 
 
 def measure_prior(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any]]:
@@ -67,20 +70,20 @@ def measure_prior(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any]]
     prior = AutoModelForCausalLM.from_pretrained(args.model, **where_from(args), dtype=torch.float32).to(args.device)
     trusted = {"trust_remote_code": args.trust_remote_code}
     decoder, processor = load_tokenizer(prior.config, args.tokenizer_name_or_path, **trusted, dtype=torch.float32)
-    dataset = open_split(args)
+    splits = open_split(args)
     wanted = args.label_column if prior.config.num_classes else "none"
-    label_column, _ = find_classes(dataset, wanted)
+    label_column, _ = find_classes(splits.train, wanted)
     to_pixel_values = ToLabelledPixelValues(processor, label_column) if label_column else ToPixelValues(processor)
-    images = batches_of(args, dataset, to_pixel_values)
+    images = batches_of(args, splits.train, to_pixel_values)
     batches = TokenBatches(images, decoder.to(args.device).eval(), keep_images=True)
     evaluation = evaluate_prior(prior, batches, decoder=decoder, progress=True)
     about = {"tokenizer_name_or_path": args.tokenizer_name_or_path or prior.config.tokenizer_name_or_path}
-    about |= {"fingerprint": decoder.fingerprint(), "bad_examples": images.bad_examples, "protocol": PROTOCOL}
-    return evaluation, about
+    about |= {"fingerprint": decoder.fingerprint(), "weights_sha256": weights_hash(prior), "protocol": PROTOCOL}
+    return evaluation, {**about, "bad_examples": images.bad_examples, "dataset_revision": splits.revision}
 
 
-def open_split(args: argparse.Namespace) -> Any:
-    """The images to measure on."""
+def open_split(args: argparse.Namespace) -> ImageSplits:
+    """The images to measure on, as those to train on."""
     return load_images(
         args.dataset_name,
         dataset_config_name=args.dataset_config_name,
@@ -91,7 +94,7 @@ def open_split(args: argparse.Namespace) -> Any:
         train_split=args.split,
         validation_size=0,
         cache_dir=args.cache_dir,
-    ).train
+    )
 
 
 def batches_of(args: argparse.Namespace, dataset: Any, transform: ToPixelValues) -> EvaluationBatches:

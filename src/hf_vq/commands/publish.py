@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig
+from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.commands.shared import check_output_folder
 from hf_vq.models.prior_tokenizer import seen_from, tokenizer_location
-from hf_vq.publishing import TokenizerPlace, choose_tokenizer, find_on_hub, is_prior, publish, write_repository
+from hf_vq.publishing import (
+    TokenizerPlace,
+    choose_tokenizer,
+    find_on_hub,
+    is_prior,
+    publish,
+    read_config,
+    write_repository,
+)
 
 
 def add_publish(commands: Any) -> None:
@@ -26,33 +34,36 @@ def add_publish(commands: Any) -> None:
     parser.add_argument("--revision", help="branch to publish to; made if it does not exist (default: main)")
     parser.add_argument("--token", help="of the Hub (default: the one that `hf auth login` keeps)")
     parser.add_argument("--dry_run", action="store_true", help="write the folder, and publish nothing")
-    help = "folder in which --dry_run writes the repository's folder (default: %(default)s)"
-    parser.add_argument("--output", type=Path, default=Path("published"), help=help)
+    help = "of --dry_run: where it writes the repository's folder (default: published)"
+    parser.add_argument("--output", type=Path, help=help)
 
 
 def publish_run(args: argparse.Namespace) -> None:
     """Publishes, or with --dry_run writes what would be published."""
     if not (args.run_dir / "config.json").is_file():
         raise ValueError(f"{args.run_dir} holds no trained model: name the output_dir of a finished training run.")
+    validate_repo_id(args.repo_id)
     if args.dry_run:
-        write_folders(args)
+        write_folders(args, args.output or Path("published"))
         return
+    if args.output is not None:
+        raise ValueError("--output is where --dry_run writes, and this would publish: drop it, or add --dry_run")
     names = ("tokenizer_repo_id", "with_tokenizer", "license", "private", "revision", "token")
     commit = publish(args.run_dir, args.repo_id, **{name: getattr(args, name) for name in names})
     print(f"Published {args.repo_id}, commit {commit.oid}: {commit.repo_url}")
 
 
-def write_folders(args: argparse.Namespace) -> None:
+def write_folders(args: argparse.Namespace, output: Path) -> None:
     """The folder of the model, and with --with_tokenizer beside it that of its tokenizer, by which it is found."""
-    check_output_folder(args.output)
-    folder, tokenizer = args.output / args.repo_id.split("/")[-1], None
-    config = AutoConfig.from_pretrained(args.run_dir)
+    check_output_folder(output)
+    folder, tokenizer = output / args.repo_id.split("/")[-1], None
+    config = read_config(args.run_dir)
     if is_prior(config):
         name = choose_tokenizer(
             config.tokenizer_name_or_path, args.repo_id, args.tokenizer_repo_id, args.with_tokenizer
         )
         if args.with_tokenizer:
-            beside = args.output / name.split("/")[-1]
+            beside = output / name.split("/")[-1]
             write_repository(tokenizer_location(config), beside, name, license=args.license)
             tokenizer = TokenizerPlace(seen_from(folder, beside))
         else:

@@ -11,14 +11,21 @@ from PIL import Image
 from hf_vq.tokenizer import ImageTokenizer
 
 
-def add_command(commands: Any, name: str, help: str, run: Callable[[argparse.Namespace], None]) -> Any:
-    """A subcommand that runs a model, with what all of these take."""
+def add_command(
+    commands: Any,
+    name: str,
+    help: str,
+    run: Callable[[argparse.Namespace], None],
+    device_type: Callable[[str], Any] | None = None,
+) -> Any:
+    """A subcommand that runs a model, with what all of these take; devices are those of this machine by default."""
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("model", metavar="MODEL", help="name on the Hub, or folder")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument("--trust_remote_code", action="store_true", help="run model code from the Hub")
-    parser.add_argument("--device", type=device_of, default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    help = "cpu, cuda, ... (default: %(default)s)"
+    parser.add_argument("--device", type=device_type or device_of, default="cpu", help=help)
     return parser
 
 
@@ -53,8 +60,16 @@ def check_output_folder(path: Path) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this name, if there is one."""
+    """The device of this name, for argparse."""
+    try:
+        return check_device(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this name; raises a ValueError if it is not there."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name!r} cannot be used here: {error}") from error
+        raise ValueError(f"{name!r} cannot be used here: {error}") from error

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_vq.corpus.corpus import Corpus
+from hf_vq.corpus.corpus import Corpus, read_job
 from hf_vq.corpus.transform import TokenizeImages
 from hf_vq.corpus.units import ImageUnits
 from hf_vq.datasets_io import open_splits
@@ -39,34 +39,57 @@ class TokenizationJob:
     keep_size: bool = False
     rows_per_file: int = 100_000
 
-    def open(self, folder: Path, device: Any = "cpu", batch_size: int = 64, max_bad_examples: int = 100) -> Corpus:
-        """The data set and the tokenizer, ready to fill `folder`.
+    def open(
+        self,
+        folder: Path,
+        device: Any = "cpu",
+        batch_size: int = 64,
+        max_bad_examples: int = 100,
+        token: str | None = None,
+    ) -> Corpus:
+        """The data set and the tokenizer, ready to fill `folder`; of what was begun there, the same commits of both.
 
         Args:
             device: where the model runs.
             batch_size, max_bad_examples: as in `Corpus`.
+            token: of the Hub; None is the one that was logged in with.
 
         Raises:
             OSError: there is no such tokenizer or data set.
             ValueError: what does not fit together.
         """
-        hub: dict[str, Any] = {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code}
-        tokenizer = ImageTokenizer.from_pretrained(self.model, device=device, **hub)
-        sizes: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if self.keep_size else {}
-        splits = open_splits(
+        begun = read_job(folder)
+        pinned = begun if self.settings.items() <= begun.items() else {}
+        tokenizer = ImageTokenizer.from_pretrained(
+            self.model,
+            device=device,
+            revision=pinned.get("tokenizer_commit") or self.revision or "main",
+            trust_remote_code=self.trust_remote_code,
+            token=token,
+        )
+        source = open_splits(
             self.dataset_name,
             dataset_config_name=self.dataset_config_name,
             data_files=list(self.data_files) if self.data_files else None,
-            revision=self.dataset_revision,
+            revision=pinned.get("dataset_commit") or self.dataset_revision,
             image_column=self.image_column,
             splits=self.splits,
+            token=token,
         )
-        units, tokenize = ImageUnits(splits, self.rows_per_file), TokenizeImages(tokenizer, **sizes)
-        made = tokenize.description
-        facts = {"fingerprint": made.tokenizer_fingerprint, "processor": made.processor_hash, "files": units.hash()}
-        return Corpus(folder, units, tokenize, self.settings | facts, self.keep_columns, batch_size, max_bad_examples)
+        sizes: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if self.keep_size else {}
+        units, tokenize = ImageUnits(source, self.rows_per_file), TokenizeImages(tokenizer, **sizes)
+        opened = {
+            "tokenizer_commit": tokenizer.revision,
+            "tokenizer_fingerprint": tokenize.description.tokenizer_fingerprint,
+            "processor_hash": tokenize.description.processor_hash,
+            "dataset_commit": source.revision,
+            "images_hash": units.hash(),
+        }
+        return Corpus(folder, units, tokenize, self.settings | opened, self.keep_columns, batch_size, max_bad_examples)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As JSON holds them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """What decides on the rows, as JSON holds it."""
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        del given["trust_remote_code"]
+        return given

@@ -74,7 +74,8 @@ class UnitBatches(torch.utils.data.IterableDataset):
         except ValueError:
             # The processor cannot use one of them: which?
             usable, unusable = _sorted_out([placed for placed, _ in good], self._processed)
-            return self.process([image for _, image in usable]), [row for (_, row), _ in usable], bad | unusable
+            images = [image for _, image in usable]
+            return self.process(images) if images else [], [row for (_, row), _ in usable], bad | unusable
 
     def _processed(self, row: dict[str, Any]) -> Any:
         """The picture of a row, if the processor takes it."""

@@ -36,6 +36,7 @@ class UnitTokenizer:
 
     def __post_init__(self) -> None:
         self.corpus: Corpus = self.job.open(Path(self.folder), **self.opened)
+        self.corpus.refuse_other()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         done: list[int] = []
@@ -51,7 +52,7 @@ def run_on_ray(
     actor: dict[str, Any],
     num_actors: int,
     address: str | None = None,
-    report: Callable[[int], object] = int,
+    report: Callable[[int], object] | None = None,
 ) -> None:
     """Does the units of a corpus whose files are missing.
 
@@ -67,14 +68,14 @@ def run_on_ray(
     """
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
-    check_room(num_actors)
+    on_gpu = actor["opened"]["device"].startswith("cuda")
+    check_room(num_actors, on_gpu)
     context = DataContext.get_current()
     context.enable_progress_bars, context.raise_original_map_exception = False, True
     missing = [number for number, unit in enumerate(corpus.units.units) if not corpus.path(unit).is_file()]
     if not missing:
         return
     items = ray.data.from_items([{"unit": number} for number in missing], override_num_blocks=len(missing))
-    on_gpu = str(actor["opened"].get("device", "cpu")).startswith("cuda")
     done = items.map_batches(
         UnitTokenizer,
         fn_constructor_kwargs=actor,
@@ -85,14 +86,18 @@ def run_on_ray(
     )
     try:
         for row in done.iter_rows():
-            report(row["images"])
+            if report is not None:
+                report(row["images"])
     except ray.exceptions.RayTaskError as error:
         raise ValueError(f"an actor stopped: {error.cause}") from error
 
 
-def check_room(num_actors: int) -> None:
-    """Raises a ValueError if the actors would hold every CPU: Ray Data then waits for one, without a word, for ever."""
-    cpus = int(ray.cluster_resources().get("CPU", 0))
+def check_room(num_actors: int, on_gpu: bool) -> None:
+    """Raises a ValueError if actors would wait, without a word, for ever: for a GPU, or with every CPU held for one."""
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    if on_gpu and gpus < num_actors:
+        raise ValueError(f"{num_actors} actors need a GPU each, and the cluster has {gpus}: lower --num_actors")
     if num_actors < 1 or cpus < num_actors + 1:
         raise ValueError(
             f"{num_actors} actors hold a CPU each, and reading needs one more; the cluster has {cpus}: lower "

@@ -1,7 +1,7 @@
 """Files of a token data set: Parquet, written under a hidden name and renamed when they are whole."""
 
 import json
-import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class TokenFile:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.num_rows = path, 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # Two machines of a cluster may be at the same unit, under the same process number.
+        self.hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         self._writer = pq.ParquetWriter(self.hidden, schema)
         self._waiting: list[pa.Table] = []
 

@@ -74,11 +74,12 @@ class TokenizeImages:
     def __init__(self, tokenizer: ImageTokenizer, image_column: str = "image", **settings: Any) -> None:
         self.tokenizer, self.image_column = tokenizer, image_column
         self.process = ProcessImages(tokenizer.processor, **settings)
+        self.size = self.process.size()
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens = self.encode(self.process(columns[self.image_column]))
         added: dict[str, list[Any]] = {TOKEN_COLUMN: [token.reshape(-1) for token in tokens]}
-        if self.description.grid_size is None:
+        if self.size is None:
             added |= {name: [token.shape[axis] for token in tokens] for axis, name in enumerate(GRID_COLUMNS)}
         return added
 
@@ -95,7 +96,7 @@ class TokenizeImages:
     @property
     def description(self) -> TokenDescription:
         """What a data set tells of these tokens."""
-        model, size = self.tokenizer.model, self.process.size()
+        model, size = self.tokenizer.model, self.size
         factor = model.config.downsampling_factor
         return TokenDescription(
             codebook_size=model.config.codebook_size,

@@ -1,14 +1,14 @@
 """A data set of images in units, each of which becomes one file: what is done, and done again, as a whole."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
 
-from hf_vq.datasets_io import ImageDataset, shard_names
-from hf_vq.held_out import num_examples, row_groups
-from hf_vq.readers import rows_of
+from hf_vq.datasets_io import ImageSource, shard_names
+from hf_vq.held_out import count_rows, num_examples, row_groups
+from hf_vq.readers import rows_of, rows_of_shard
 
 __all__ = ["ImageUnit", "ImageUnits"]
 
@@ -49,17 +49,17 @@ class ImageUnits:
     groups; of a table it is so many rows.
 
     Args:
-        splits: rows as `open_splits` gives them.
+        source: as `open_splits` gives it.
         rows_per_file: rows from which on a file is cut.
     """
 
-    def __init__(self, splits: Mapping[str, ImageDataset], rows_per_file: int) -> None:
+    def __init__(self, source: ImageSource, rows_per_file: int) -> None:
         if rows_per_file < 1:
             raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
-        self.splits = dict(splits)
+        self.source, self.splits = source, dict(source.splits)
         self._names: dict[str, list[str]] = {}
         self.units: list[ImageUnit] = []
-        for name, dataset in splits.items():
+        for name, dataset in source.splits.items():
             is_table = isinstance(dataset, Dataset)
             pieces = _of_table(dataset, rows_per_file) if is_table else self._of_stream(name, dataset, rows_per_file)
             self.units += [ImageUnit(name, number, len(pieces), *piece) for number, piece in enumerate(pieces)]
@@ -71,8 +71,8 @@ class ImageUnits:
         return None if None in rows else sum(row for row in rows if row is not None)
 
     def hash(self) -> str:
-        """sha256 of the units and of the names of their files: of what must not change under way."""
-        return hashlib.sha256(repr((self.units, self._names)).encode()).hexdigest()
+        """sha256 of the units and of the version of every file: of what must not change under way."""
+        return hashlib.sha256(repr((self.units, self.source.version)).encode()).hexdigest()
 
     def rows(self, unit: ImageUnit) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of a unit in stored order, pictures undecoded, each with its place in words."""
@@ -84,10 +84,8 @@ class ImageUnits:
             return
         for shard in range(unit.first, unit.last):
             name = self._names[unit.split][shard] if unit.split in self._names else f"shard {shard}"
-            # Iterating over a stream divides it among the loader's workers once more; iterating by batches does not.
-            batches = dataset.shard(dataset.num_shards, shard, contiguous=False).iter(_ROWS_AT_ONCE)
-            cells = (row for columns in batches for row in rows_of(columns))
-            yield from ((f"row {number} of {name}", row) for number, row in enumerate(cells))
+            cells = enumerate(rows_of_shard(dataset, shard, dataset.num_shards))
+            yield from ((f"row {number} of {name}", row) for number, row in cells)
 
     def _of_stream(self, split: str, stream: IterableDataset, most: int) -> list[Piece]:
         """(first shard, last shard, rows) of each unit; notes the names of the shards."""
@@ -95,6 +93,7 @@ class ImageUnits:
         if files is None:
             rows = num_examples(stream) if stream.num_shards == 1 else None
             return [(shard, shard + 1, rows) for shard in range(stream.num_shards)]
+        count_rows(files)  # reads all footers at once
         if max(sum(row_groups(file)) for file in files) <= most:
             self._names[split] = files
             return [(shard, shard + 1, sum(row_groups(file))) for shard, file in enumerate(files)]

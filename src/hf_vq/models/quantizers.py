@@ -158,11 +158,12 @@ class Quantizer(nn.Module):
         with without_autocast(self.codebook.weight):
             return pick(self.vectors(), codes.movedim(-1, 0)).movedim(0, -2).flatten(-2).movedim(-1, 1)
 
-    def squared_distances(self, latents: Tensor, image_tokens: Tensor) -> Tensor:
-        """||z - e||^2 of latents (B, M * D, *grid) from the vectors at image_tokens, in the shape of these."""
+    def squared_distances(self, latents: Tensor, image_tokens: Tensor, log_variance: Tensor | None = None) -> Tensor:
+        """What the search minimises: ||z - e||^2 from the vectors at image_tokens, in the shape of these."""
         with without_autocast(latents):
             rows, vectors = self.comparable(self.rows(latents)), to_rows(self.lookup(image_tokens), self.num_codebooks)
-            return squared_distance(rows, vectors).T.reshape(image_tokens.shape)
+            distances = self.row_distances(rows, vectors, self.row_variance(log_variance))
+            return distances.T.reshape(image_tokens.shape)
 
     def vectors(self) -> Tensor:
         """The vectors (M, K, D) that search and decoding use."""
@@ -203,6 +204,10 @@ class Quantizer(nn.Module):
     def comparable(self, rows: Tensor) -> Tensor:
         """Rows (M, N, D) where the search looks for the nearest vector."""
         return rows
+
+    def row_distances(self, rows: Tensor, vectors: Tensor, variance: Tensor | None) -> Tensor:
+        """Squared distances (M, N) of comparable rows from vectors, both (M, N, D)."""
+        return squared_distance(rows, vectors)
 
     def row_variance(self, log_variance: Tensor | None) -> Tensor | None:
         """What `quantize_rows` and `search_rows` get of log_variance; nothing, by default."""

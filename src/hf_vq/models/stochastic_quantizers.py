@@ -18,7 +18,7 @@ from torch import Tensor
 from .annealing import AnnealedTemperature, DequantizationVariance
 from .code_search import chunks, inverse_cdf, likeliest_code
 from .quantizer_noise import gaussian_noise, gumbel_noise, uniform_noise
-from .quantizers import Quantizer, RowOutput, pick, to_rows, without_autocast
+from .quantizers import Quantizer, RowOutput, pick, squared_distance, to_rows, without_autocast
 from .relaxed_codes import relaxed_codes
 
 
@@ -218,6 +218,9 @@ class DiagonalGaussianQuantizer(GaussianQuantizer):
     def factors(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         precision = variance.reciprocal().expand_as(rows)
         return torch.cat([rows * precision, -precision / 2], dim=-1), torch.cat([vectors, vectors.square()], dim=-1)
+
+    def row_distances(self, rows: Tensor, vectors: Tensor, variance: Tensor) -> Tensor:  # type: ignore[override]  # never None here
+        return squared_distance(rows / variance.sqrt(), vectors / variance.sqrt())
 
     def search_rows(self, rows: Tensor, variance: Tensor) -> Tensor:  # type: ignore[override]  # never None here
         vectors = self.vectors().detach().to(rows.dtype)
