@@ -149,12 +149,12 @@ def tokenize_slowly(ready: Any, *arguments: str) -> None:
     encode = TokenizeImages.encode
 
     def slowly(self: TokenizeImages, batches: Any) -> Any:
-        time.sleep(0.02)
+        ready.set()
+        time.sleep(0.06)
         return encode(self, batches)
 
     TokenizeImages.encode = slowly  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    ready.set()
     sys.exit(tokenize(Path(arguments[0]), *arguments[1:]))
 
 
@@ -168,7 +168,7 @@ def test_killed_at_ten_moments_it_equals_the_undisturbed(tmp_path: Path, model: 
         process = server.Process(target=tokenize_slowly, args=(ready, str(tmp_path / "killed"), *flags))
         process.start()
         assert ready.wait(60)
-        time.sleep(draw.uniform(0.0, 0.6))
+        time.sleep(draw.uniform(0.0, 0.4))  # a file takes at least 0.18: ten times are not enough for all
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL

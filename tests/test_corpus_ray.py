@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +106,48 @@ def test_an_actor_that_is_killed_loses_nothing(
     assert tokenize(tmp_path / "out", model, images) == 0
     assert (tmp_path / "grave").exists()
     assert contents(tmp_path / "out") == alone
+
+
+SLOWLY = """
+import sys, time
+from hf_vq.cli import main
+from hf_vq.corpus import on_ray
+
+class Slow(on_ray.UnitTokenizer):
+    def __call__(self, batch):
+        time.sleep(0.5)
+        return super().__call__(batch)
+
+on_ray.UnitTokenizer = Slow
+main(sys.argv[1:])
+"""
+
+
+def test_a_job_that_is_killed_goes_on(tmp_path: Path, model: str, images: str, alone: dict[str, bytes]):
+    """The whole command, in a process of its own."""
+    address = ray.get_runtime_context().gcs_address
+    given = ["--dataset_name", images, "--output", str(tmp_path), "--dataloader_num_workers", "0"]
+    flags = [*given, "--engine", "ray", "--num_actors", "2", "--ray_address", address]
+    driver = subprocess.Popen([sys.executable, "-c", SLOWLY, "tokenize", model, *flags], stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while len(done := list(tmp_path.glob("data/[!.]*.parquet"))) < 3:
+        assert driver.poll() is None and time.monotonic() - began < 120
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    times = {path: path.stat().st_mtime_ns for path in done}
+    assert len(done) < FILES
+    assert tokenize(tmp_path, model, images) == 0
+    assert contents(tmp_path) == alone
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+
+
+def test_an_actor_refuses_what_the_driver_did_not_open(tmp_path: Path, model: str, images: str):
+    job = TokenizationJob(model, images)
+    with job.open(tmp_path / "out").claimed():
+        other = TokenizationJob(model, images, splits=("test",))
+        with pytest.raises(ValueError, match="belongs to another tokenization: splits is None there"):
+            on_ray.UnitTokenizer(other, str(tmp_path / "out"), {}, 0)
 
 
 def test_actors_that_would_hold_every_cpu_are_refused(

@@ -4,9 +4,8 @@ Whatever the source, a row keeps the user's columns, and its picture is an undec
 the column "image"; of a data set of image tokens, rows come as they are.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,17 +17,14 @@ from datasets import (
     Image,
     IterableDataset,
     Value,
-    load_dataset_builder,
 )
-from datasets.data_files import DataFilesList
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from hf_vq.builders import DataFiles, commit_of, find_builder, lists_local_pictures, version_of
 from hf_vq.held_out import count_rows, files_of, hold_out_files, hold_out_rows, num_examples, record
 from hf_vq.token_data import TokenDescription, describes_tokens, read_description
 
 ImageDataset: TypeAlias = Dataset | IterableDataset
-DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 class ImageSplits(NamedTuple):
@@ -99,25 +95,22 @@ def load_images(
         raise ValueError(f"drop validation_split={validation_split!r} or validation_size={validation_size}")
     if streaming and keep_in_memory:
         raise ValueError("drop streaming or keep_in_memory: a stream is not kept")
-    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    builder = find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
     commit = commit_of(builder)
     # A table of local pictures holds nothing but their paths; unlike a stream of them it can be permuted.
-    as_table = not streaming or _lists_local_pictures(builder)
+    as_table = not streaming or lists_local_pictures(builder)
     opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
-    train, validation, test = _choose_splits(opened, train_split, validation_split, test_split)
-    if validation_split is None and validation_size is not None:
-        validation = None
+    free = ["test"] if validation_size is not None else ["validation", "test"]
+    train, validation, test = _choose_splits(opened, train_split, validation_split, test_split, free)
     if validation is None and validation_size != 0:
         train, validation = (hold_out_rows if as_table else hold_out_files)(builder, train, validation_size)
     splits: list[Any] = [train, validation, test]
     if take_tokens:
         splits = [split and _without_pictures(split) for split in splits]
     else:
-        in_tables = isinstance(builder, Parquet) and not as_table
-        splits = [split and _undecoded(split, image_column, in_tables) for split in splits]
+        splits = [split and _undecoded(split, image_column, _in_tables(builder, as_table)) for split in splits]
         splits = _as_streams(*splits) if streaming and as_table else splits
-    train, validation, test = splits
-    return ImageSplits(train, validation, test, commit)
+    return ImageSplits(*splits)._replace(revision=commit)
 
 
 def open_splits(
@@ -141,13 +134,12 @@ def open_splits(
         FileNotFoundError: no such folder, file or data set.
         ValueError: an unknown split or column.
     """
-    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, None, token)
-    as_table = _lists_local_pictures(builder)
+    builder = find_builder(dataset_name, dataset_config_name, data_files, revision, None, token)
+    as_table = lists_local_pictures(builder)
     opened: dict[str, Any] = _open_tables(builder, False) if as_table else _open_streams(builder)
-    in_tables = isinstance(builder, Parquet) and not as_table
-    names = splits or list(map(str, opened))
+    names, in_tables = splits or list(map(str, opened)), _in_tables(builder, as_table)
     undecoded = {name: _undecoded(_choose(opened, name), image_column, in_tables) for name in names}
-    return ImageSource(undecoded, commit_of(builder), _version_of(builder))
+    return ImageSource(undecoded, commit_of(builder), version_of(builder))
 
 
 def describe_tokens(
@@ -166,30 +158,11 @@ def describe_tokens(
         FileNotFoundError: no such folder, file or data set.
         ValueError: files that hold tokens of different tokenizers.
     """
-    builder = _find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
+    builder = find_builder(dataset_name, dataset_config_name, data_files, revision, cache_dir)
     if not isinstance(builder, Parquet):
         return None
     files = [str(file) for file in chain.from_iterable(builder.config.data_files.values())]
     return read_description(files) if describes_tokens(files[0]) else None
-
-
-def commit_of(builder: DatasetBuilder) -> str | None:
-    """The commit of a data set on the Hub, None of others."""
-    origins = {origin for files in _files(builder) for origin in files.origin_metadata}
-    commits = {origin[1] for origin in origins if len(origin) == 2 and origin[0] == builder.repo_id}
-    return commits.pop() if len(commits) == 1 else None
-
-
-def _version_of(builder: DatasetBuilder) -> list[tuple[str, ...]]:
-    return sorted(
-        (str(name), *map(str, origin))
-        for files in _files(builder)
-        for name, origin in zip(files, files.origin_metadata, strict=True)
-    )
-
-
-def _files(builder: DatasetBuilder) -> Iterable[DataFilesList]:
-    return (builder.config.data_files or {}).values()
 
 
 def shard_names(dataset: IterableDataset) -> list[str] | None:
@@ -198,39 +171,9 @@ def shard_names(dataset: IterableDataset) -> list[str] | None:
     return names if len(names) == dataset.num_shards else None
 
 
-def _find_builder(
-    name: str,
-    config: str | None,
-    data_files: DataFiles | None,
-    revision: str | None,
-    cache_dir: str | None,
-    token: str | None = None,
-) -> DatasetBuilder:
-    if name == "parquet" and not data_files:
-        raise ValueError('"parquet" is a format, not a data set: name its files by data_files')
-    folder = Path(name).expanduser()
-    if folder.is_file():
-        raise FileNotFoundError(f'{name} is a file: name its folder, or read it as "parquet" with data_files')
-    if name.startswith((".", "/", "~")) and not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {name}{_neighbours(folder)}")
-    path = str(folder) if folder.is_dir() else name
-    try:
-        given: dict[str, Any] = {"data_files": data_files, "revision": revision, "cache_dir": cache_dir, "token": token}
-        return load_dataset_builder(path, config, **given)
-    except (FileNotFoundError, ConnectionError) as error:
-        hint = "" if folder.is_dir() or data_files else f". Nor is it a local folder{_neighbours(folder)}"
-        raise FileNotFoundError(f"cannot open the data set {name!r}: {error}{hint}") from error
-
-
-def _neighbours(path: Path) -> str:
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
-    return f" ({parent} holds the folders: {', '.join(names[:10]) or 'none'})"
-
-
-def _lists_local_pictures(builder: DatasetBuilder) -> bool:
-    files = chain.from_iterable((builder.config.data_files or {}).values())
-    return isinstance(builder, ImageFolder) and not any("://" in file for file in files)
+def _in_tables(builder: DatasetBuilder, as_table: bool) -> bool:
+    """Whether a stream comes in tables of Arrow."""
+    return isinstance(builder, Parquet) and not as_table
 
 
 def _open_tables(builder: DatasetBuilder, in_memory: bool) -> dict[str, Dataset]:
@@ -247,9 +190,11 @@ def _open_streams(builder: DatasetBuilder) -> dict[str, IterableDataset]:
     return opened
 
 
-def _choose_splits(opened: Mapping[str, Any], train: str, validation: str | None, test: str | None) -> list[Any]:
-    """The splits of these names; by default those called validation and test, if there are and nothing else is."""
-    free = {name: split for name, split in opened.items() if name not in (train, validation, test)}
+def _choose_splits(
+    opened: Mapping[str, Any], train: str, validation: str | None, test: str | None, free_names: Sequence[str]
+) -> list[Any]:
+    """The splits of these names; without a name that called validation or test, if it is free for that."""
+    free = {name: opened[name] for name in free_names if name in opened and name not in (train, validation, test)}
     return [
         _choose(opened, train),
         _choose(opened, validation) if validation else free.get("validation"),
