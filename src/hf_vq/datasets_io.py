@@ -101,10 +101,9 @@ def load_images(
     as_table = not streaming or lists_local_pictures(builder)
     opened = _open_tables(builder, keep_in_memory) if as_table else _open_streams(builder)
     free = ["test"] if validation_size is not None else ["validation", "test"]
-    train, validation, test = _choose_splits(opened, train_split, validation_split, test_split, free)
-    if validation is None and validation_size != 0:
-        train, validation = (hold_out_rows if as_table else hold_out_files)(builder, train, validation_size)
-    splits: list[Any] = [train, validation, test]
+    splits = _choose_splits(opened, train_split, validation_split, test_split, free)
+    if splits[1] is None and validation_size != 0:
+        splits[:2] = (hold_out_rows if as_table else hold_out_files)(builder, splits[0], validation_size)
     if take_tokens:
         splits = [split and _without_pictures(split) for split in splits]
     else:
