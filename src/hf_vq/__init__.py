@@ -1,9 +1,10 @@
 """hf_vq: discrete image tokenizers as native Hugging Face models. Importing it registers the Auto classes."""
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_vq.callbacks import QuantizerCallback
 from hf_vq.models.configuration_pixelcnn import PixelCNNPriorConfig
 from hf_vq.models.configuration_sqvae import SQVAEConfig
 from hf_vq.models.configuration_transformer_prior import TransformerPriorConfig
@@ -17,6 +18,9 @@ from hf_vq.models.pipeline_image_generation import ImageGenerationPipeline
 from hf_vq.tokenizer import ImageTokenizer
 from hf_vq.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from hf_vq.callbacks import QuantizerCallback
+
 for _config, _model in ((VQVAEConfig, VQVAEModel), (SQVAEConfig, SQVAEModel)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
@@ -29,6 +33,16 @@ for _prior_config, _prior in ((PixelCNNPriorConfig, PixelCNNPrior), (Transformer
 PIPELINE_REGISTRY.register_pipeline(
     "unconditional-image-generation", ImageGenerationPipeline, pt_model=AutoModelForCausalLM, type="image"
 )
+
+
+def __getattr__(name: str) -> Any:
+    """QuantizerCallback when it is asked for: transformers' Trainer, which it belongs to, takes time to import."""
+    if name != "QuantizerCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hf_vq.callbacks import QuantizerCallback
+
+    return QuantizerCallback
+
 
 __all__ = [
     "ImageGenerationPipeline",
