@@ -46,7 +46,7 @@ DECODER_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 
 PRIOR_PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 64, "learning_rate": 2e-3}
 PUBLISHED = {
     "VAE (van den Oord et al. 2017)": 4.51,
-    "VQ-VAE (the same)": 4.67,
+    "VQ-VAE (van den Oord et al. 2017)": 4.67,
     "VQ-VAE, soft EM (Roy et al. 2018)": 4.80,
     "VIMCO (van den Oord et al. 2017)": 5.14,
 }
