@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from transformers import AutoImageProcessor
 
@@ -17,6 +18,7 @@ from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.token_grids import on_grid, to_encoding
 from hf_vq.tokenizer import ImageTokenizer
+from hub_server import HubServer
 
 CODES = 16
 KEEP_SIZE = {"do_resize": False, "do_center_crop": False}
@@ -174,26 +176,14 @@ def test_the_default_is_float32_whatever_was_saved(tok: ImageTokenizer, tmp_path
     assert {p.dtype for p in ImageTokenizer.from_pretrained(tmp_path).model.parameters()} == {torch.float32}
 
 
-def test_push_to_hub_is_one_commit(tok: ImageTokenizer, monkeypatch: pytest.MonkeyPatch):
-    calls: list[tuple[str, Any]] = []
-
-    class FakeApi:
-        def __init__(self, token: str | None = None) -> None:
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
-            calls.append(("create", kwargs))
-            return type("Url", (), {"repo_id": f"org/{repo_id}"})
-
-        def upload_folder(self, repo_id: str, folder_path: str, **kwargs: Any) -> str:
-            calls.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
-            return "commit"
-
-    monkeypatch.setattr(sys.modules["hf_vq.tokenizer"], "HfApi", FakeApi)
-    assert tok.push_to_hub("name", token="secret", private=True) == "commit"
-    assert calls[:2] == [("token", "secret"), ("create", {"private": True, "exist_ok": True})]
-    name, files = calls[2]
-    assert name == "org/name" and {"config.json", "model.safetensors", "preprocessor_config.json"} <= files
+def test_push_to_hub_is_one_commit(tok: ImageTokenizer, hub: HubServer, hub_api: HfApi):
+    commit = tok.push_to_hub("org/name", commit_message="First try", private=True)
+    repository = hub.repositories["org/name"]
+    assert commit.oid == repository.head().oid and len(repository.history()) == 2  # the empty one, and this
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= repository.head().files.keys()
+    assert hub_api.model_info("org/name").private
+    tok.push_to_hub("org/name", revision="trial")
+    assert len(repository.history()) == 2 and "config.json" in repository.head("trial").files
 
 
 def test_the_bar_shows_only_when_it_takes_long(

@@ -159,9 +159,9 @@ class TokenizerTask(ImageTask):
         enough = min(self.num_train_examples or IMAGES_FOR_DECODER_VARIANCE, IMAGES_FOR_DECODER_VARIANCE)
         with silenced("hf_vq.streams"):  # training has named the bad examples, and counted them
             fit_observation_variance(model, self._images_to_fit(), enough)
+            images = to_uint8(self._first_images[:REFERENCES], self.processor)
         model.save_pretrained(run_dir)
         self.processor.save_pretrained(run_dir)
-        images = to_uint8(self._first_images[:REFERENCES], self.processor)
         save_reference_tokens(run_dir, model, self.processor, images)
 
     def _images_to_fit(self) -> TrainBatches:

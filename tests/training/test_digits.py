@@ -29,7 +29,7 @@ def counted(*datasets: Dataset) -> Counter[tuple[bytes, int]]:
 
 def test_sizes():
     splits = load_digits_images()
-    assert [len(split) for split in splits] == [1437 - 143, 143, 360]
+    assert [len(split) for split in splits[:3]] == [1437 - 143, 143, 360]
     without = load_digits_images(validation_size=0)
     assert len(without.train) == 1437 and without.validation is None and len(without.test) == 360
 
@@ -74,7 +74,7 @@ def test_the_same_rows_every_time_without_a_network(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket.socket, "connect", unplugged)
     np.random.seed(7)
     second = load_digits_images()
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip(first[:3], second[:3], strict=True):
         assert one[:] == other[:]
 
 
