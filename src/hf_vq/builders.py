@@ -49,7 +49,7 @@ def find_builder(
 
 def lists_local_pictures(builder: DatasetBuilder) -> bool:
     """Whether it is a local folder of pictures."""
-    files = chain.from_iterable((builder.config.data_files or {}).values())
+    files = chain.from_iterable(_files(builder))
     return isinstance(builder, ImageFolder) and not any("://" in file for file in files)
 
 

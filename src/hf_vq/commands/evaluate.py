@@ -45,10 +45,14 @@ def evaluate_on_dataset(args: argparse.Namespace) -> None:
     evaluation, about_model = measure(args)
     names = ["dataset_name", "dataset_config_name", "dataset_revision", "data_files", "split", "fd_model"]
     given = {"model_name_or_path": args.model} | {name: getattr(args, name) for name in names}
-    about = {name: value for name, value in (given | about_model).items() if value is not None}
-    write_evaluation(args.output, evaluation, **about)
+    write_evaluation(args.output, evaluation, **known(given) | known(about_model))
     print_metrics(evaluation)
     print(f"Written to {args.output}.")
+
+
+def known(facts: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def measure_tokenizer(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any]]:
