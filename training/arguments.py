@@ -93,6 +93,7 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Read the data while training."})
     keep_in_memory: bool = field(default=False, metadata={"help": "Keep the data in memory instead of on disk."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where prepared data go."})
+    random_flip: bool = field(default=False, metadata={"help": "Mirror training images left to right, one in two."})
     max_bad_examples: int = field(default=100, metadata={"help": "Undecodable images to skip before giving up."})
 
     def __post_init__(self) -> None:

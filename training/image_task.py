@@ -5,6 +5,7 @@ from typing import Any
 from engine import EngineArguments
 from hf_vq.evaluation import Evaluation
 from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, Transform, num_examples
+from random_flip import RandomFlip
 
 
 class ImageTask:
@@ -14,10 +15,14 @@ class ImageTask:
         splits: the rows.
         args: batch sizes, seed and loader workers.
         max_bad_examples: undecodable images to pass over.
+        random_flip: mirror half of the training images.
     """
 
-    def __init__(self, splits: ImageSplits, args: EngineArguments, max_bad_examples: int) -> None:
-        self.splits, self.args, self.max_bad_examples = splits, args, max_bad_examples
+    def __init__(
+        self, splits: ImageSplits, args: EngineArguments, max_bad_examples: int, random_flip: bool = False
+    ) -> None:
+        self.splits, self.args = splits, args
+        self.max_bad_examples, self.random_flip = max_bad_examples, random_flip
 
     @property
     def num_train_examples(self) -> int | None:
@@ -29,9 +34,9 @@ class ImageTask:
         """From rows to a batch."""
         raise NotImplementedError
 
-    def shuffled(self, batch_size: int, rank: int, world_size: int) -> TrainBatches:
+    def shuffled(self, batch_size: int, rank: int, world_size: int) -> TrainBatches | RandomFlip:
         """Endless shuffled batches of the training split."""
-        return TrainBatches(
+        batches = TrainBatches(
             self.splits.train,
             self.transform,
             batch_size,
@@ -41,6 +46,7 @@ class ImageTask:
             num_workers=self.args.dataloader_num_workers,
             max_bad_examples=self.max_bad_examples,
         )
+        return RandomFlip(batches) if self.random_flip else batches
 
     def in_order(self, dataset: Any, rank: int, world_size: int) -> EvaluationBatches:
         """A split once, in order."""

@@ -42,6 +42,10 @@ class PriorTask(ImageTask):
         label_column: column of the class labels; by default the only one that holds classes, and "none" for none.
         model_name_or_path: a saved prior to fine-tune instead.
         max_bad_examples: undecodable images to pass over.
+        random_flip: mirror half of the training images.
+
+    Raises:
+        ValueError: `random_flip` of tokens.
     """
 
     reported = (
@@ -61,8 +65,11 @@ class PriorTask(ImageTask):
         label_column: str | None = None,
         model_name_or_path: str | None = None,
         max_bad_examples: int = 100,
+        random_flip: bool = False,
     ) -> None:
-        super().__init__(splits, args, max_bad_examples)
+        super().__init__(splits, args, max_bad_examples, random_flip)
+        if random_flip and description is not None:
+            raise ValueError("random_flip is for images, and the data hold their tokens: name the images, or drop it")
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.tokenizer_name_or_path, self.tokenizer_revision = tokenizer_name_or_path, tokenizer_revision
         self.description = description

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hf_vq.streams import TrainBatches
 from hf_vq.token_batches import TokenBatches
+from random_flip import RandomFlip
 
 
 class SequenceBatches(TokenBatches):
@@ -18,7 +19,7 @@ class SequenceBatches(TokenBatches):
         start: id of the start token.
     """
 
-    def __init__(self, batches: TrainBatches, tokenizer: Any, start: int) -> None:
+    def __init__(self, batches: TrainBatches | RandomFlip, tokenizer: Any, start: int) -> None:
         super().__init__(batches, tokenizer)
         self.start = start
 

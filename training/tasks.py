@@ -25,6 +25,7 @@ from hf_vq.pictures import save_reconstructions
 from hf_vq.reference_tokens import save_reference_tokens
 from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
 from image_task import ImageTask, logged
+from random_flip import RandomFlip
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class TokenizerTask(ImageTask):
         train_only: "decoder" to leave the tokens of that model as they are.
         max_bad_examples: undecodable images to pass over.
         warn_perplexity_below: share of K under which the perplexity of an evaluation is warned of; 0 for never.
+        random_flip: mirror half of the training images.
     """
 
     reported = (
@@ -64,8 +66,9 @@ class TokenizerTask(ImageTask):
         train_only: str | None = None,
         max_bad_examples: int = 100,
         warn_perplexity_below: float = WARN_PERPLEXITY_BELOW,
+        random_flip: bool = False,
     ) -> None:
-        super().__init__(splits, args, max_bad_examples)
+        super().__init__(splits, args, max_bad_examples, random_flip)
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.model_name_or_path, self.train_only = model_name_or_path, train_only
         self.warn_perplexity_below = warn_perplexity_below
@@ -115,7 +118,7 @@ class TokenizerTask(ImageTask):
         """Rows to pixel_values."""
         return ToPixelValues(self.processor)
 
-    def train_batches(self, batch_size: int, rank: int, world_size: int) -> TrainBatches:
+    def train_batches(self, batch_size: int, rank: int, world_size: int) -> TrainBatches | RandomFlip:
         """Endless shuffled batches of pixel_values."""
         return self.shuffled(batch_size, rank, world_size)
 

@@ -63,6 +63,7 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
             model.train_only,
             data.max_bad_examples,
             model.warn_perplexity_below,
+            data.random_flip,
         )
     description = describe_data(data)
     return PriorTask(
@@ -76,6 +77,7 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
         data.label_column,
         model.model_name_or_path,
         data.max_bad_examples,
+        data.random_flip,
     )
 
 
