@@ -46,7 +46,7 @@ class ImageTask:
             num_workers=self.args.dataloader_num_workers,
             max_bad_examples=self.max_bad_examples,
         )
-        return RandomFlip(batches) if self.random_flip else batches
+        return RandomFlip(batches, self.args.seed) if self.random_flip else batches
 
     def in_order(self, dataset: Any, rank: int, world_size: int) -> EvaluationBatches:
         """A split once, in order."""

@@ -17,10 +17,11 @@ class RandomFlip:
 
     Args:
         batches: `TrainBatches` of images.
+        seed: of what is mirrored.
     """
 
-    def __init__(self, batches: TrainBatches) -> None:
-        self.batches = batches
+    def __init__(self, batches: TrainBatches, seed: int) -> None:
+        self.batches, self.seed = batches, seed
         self.drawn = 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -31,7 +32,7 @@ class RandomFlip:
             yield batch | {"pixel_values": torch.where(mirrored.view(-1, 1, 1, 1), pixel_values.flip(-1), pixel_values)}
 
     def _draw(self, count: int) -> Tensor:
-        generator = np.random.default_rng((self.batches.seed, self.batches.rank, self.drawn))
+        generator = np.random.default_rng((self.seed, self.batches.rank, self.drawn))
         return torch.from_numpy(generator.random(count) < 0.5)
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from engine import EngineArguments
 from hf_vq.code_counts import save_code_counts
 from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
 from hf_vq.code_pictures import save_code_history, save_code_usage
-from hf_vq.evaluation import Evaluation, evaluate, to_uint8, weights_hash
+from hf_vq.evaluation import Evaluation, about_weights, evaluate, to_uint8
 from hf_vq.models.image_processing_vq import VQImageProcessor
 from hf_vq.observation_fit import fit_observation_variance
 from hf_vq.other_decoder import with_other_decoder
@@ -182,7 +182,7 @@ class TokenizerTask(ImageTask):
     def describe(self, run_dir: Path) -> dict[str, Any]:
         """What evaluation.json says of the model beside its numbers."""
         model = AutoModel.from_pretrained(run_dir)
-        return {"fingerprint": model.fingerprint(), "weights_sha256": weights_hash(model)}
+        return {"fingerprint": model.fingerprint(), **about_weights(model)}
 
     def use(self, run_dir: Path) -> list[str]:
         """Lines of Python that use the saved model."""

@@ -23,7 +23,16 @@ from hf_vq.files import replace_file
 from hf_vq.metrics import CodeCounts, FrechetDistance, ImageMeans, ReconstructionMetrics, over_ranks, perplexity, usage
 from hf_vq.version import __version__
 
-__all__ = ["PROTOCOL", "STATISTICS", "Evaluation", "evaluate", "to_uint8", "weights_hash", "write_evaluation"]
+__all__ = [
+    "PROTOCOL",
+    "STATISTICS",
+    "Evaluation",
+    "about_weights",
+    "evaluate",
+    "to_uint8",
+    "weights_hash",
+    "write_evaluation",
+]
 
 PROTOCOL = (
     "float32, deterministic tokens; mse, psnr, ssim on [0, 1] after rounding to 8 bits, psnr and ssim per image, then "
@@ -197,6 +206,11 @@ def weights_hash(model: nn.Module) -> str:
         values = values.float() if values.is_floating_point() else values
         digest.update(f"{name} {tuple(values.shape)}\n".encode() + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def about_weights(model: Any) -> dict[str, Any]:
+    """What evaluation.json says of the weights that were measured: their number and their hash."""
+    return {"parameters": model.num_parameters(), "weights_sha256": weights_hash(model)}
 
 
 def _versions() -> dict[str, str | None]:

@@ -1,20 +1,18 @@
 """The card of a published model. Its numbers come from the files of the run; what was not measured is not there."""
 
-import json
 import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_vq.cards import is_on_hub, write_readme
 from hf_vq.reference_tokens import REFERENCE_FILE, hash_of_reference
+from hf_vq.run_files import RunFiles
 
 __all__ = ["write_card"]
 
-EVALUATION, RUN, LOG = "evaluation.json", "run.yaml", "metrics.jsonl"
 METHODS = {
     "hf_vqvae": "A VQ-VAE (van den Oord et al. 2017)",
     "hf_sqvae": "An SQ-VAE (Takida et al. 2022)",
@@ -49,10 +47,8 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
         license: identifier of the weights' licence, "apache-2.0" for instance; the card names none if it is None.
     """
     config = model.config
-    evaluation = _read_json(folder / EVALUATION)
+    evaluation, run, progress = RunFiles.read(folder)
     is_prior = hasattr(config, "tokenizer_fingerprint")
-    run = yaml.safe_load((folder / RUN).read_text(encoding="utf-8")) if (folder / RUN).is_file() else None
-    progress = _last_line(folder / LOG)
     pictures = {path.stem.replace("-", "_"): f"pictures/{path.name}" for path in folder.glob("pictures/*.png")}
     write_readme(
         folder,
@@ -76,12 +72,12 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
 
 
 def _card_data(
-    config: Any, repo_id: str, license: str | None, evaluation: dict[str, Any], run: dict[str, Any] | None
+    config: Any, repo_id: str, license: str | None, evaluation: dict[str, Any], run: dict[str, Any]
 ) -> ModelCardData:
     """What the Hub indexes."""
     is_prior = hasattr(config, "tokenizer_fingerprint")
     task = "unconditional-image-generation" if is_prior else "image-feature-extraction"
-    trained_on = (run or {}).get("settings", {}).get("dataset_name")
+    trained_on = run.get("settings", {}).get("dataset_name")
     results = [
         EvalResult(
             task_type=task,
@@ -122,14 +118,3 @@ def _grid(config: Any) -> str:
 def _bits(config: Any) -> int:
     """Of an image's tokens, each written by itself."""
     return math.ceil(math.prod(config.grid_size) * config.num_codebooks * math.log2(config.codebook_size))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The log's last line that tells how far the training came."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    told = [line for line in map(json.loads, lines) if "seconds" in line]
-    return told[-1] if told else {}

@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from hf_vq import models
 from hf_vq.evaluation import weights_hash
 from hf_vq.hub_commit import commit_folder, full_name
-from hf_vq.model_card import EVALUATION, LOG, METHODS, RUN, write_card
+from hf_vq.model_card import METHODS, write_card
 from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
+from hf_vq.run_files import EVALUATION, LOG, RUN
 
 __all__ = ["TokenizerPlace", "choose_tokenizer", "publish", "write_repository"]
 

@@ -1,7 +1,6 @@
 """The table and the picture of fixed_net.py, from the numbers in its output folder."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from fixed_net_rows import ROWS
 from hf_vq.figures import BLUE, INK, ORANGE, SOFT, new_figure, save_figure
 from hf_vq.models.modeling_sqvae import SQVAEModel
+from result_rows import short_commit, with_range
 from run_log import refuse_other_settings
 
 # Metric -> decimals.
@@ -63,7 +63,7 @@ def describe(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) ->
     """What the numbers were taken on, and with."""
     records = [record for of_row in found.values() for record in of_row]
     settings, versions = records[0]["settings"], records[0]["versions"]
-    commits = sorted({_short(str(record["git_commit"])) for record in records})
+    commits = sorted({short_commit(str(record["git_commit"])) for record in records})
     machines = sorted({times[name]["machine"] for name in found if name in times})
     seeds = sorted({record["settings"]["seed"] for record in records})
     plural = "" if len(seeds) == 1 else "s"
@@ -79,11 +79,6 @@ def describe(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) ->
     return lines
 
 
-def _short(commit: str) -> str:
-    digits, _, dirty = commit.partition("-")
-    return f"{digits[:8]} with changes" if dirty else digits[:8]
-
-
 def table(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) -> list[str]:
     """The Markdown table."""
     seeds = max(len(records) for records in found.values())
@@ -92,7 +87,7 @@ def table(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) -> li
     for name, records in found.items():
         label = ROWS[name].label + (f" ({len(records)} of {seeds} seeds)" if len(records) < seeds else "")
         cells = [label, f"{records[0]['parameters'] / 1000:.0f}k", f"{records[0]['bits_per_image']:.0f}"]
-        cells += [_with_range(_values(records, metric), digits) for metric, digits in MEASURED.items()]
+        cells += [with_range(_values(records, metric), digits) for metric, digits in MEASURED.items()]
         cells.append(f"{times[name]['images_per_second']:.0f}" if name in times else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -100,13 +95,6 @@ def table(found: Mapping[str, Sequence[Record]], times: Mapping[str, Any]) -> li
 
 def _values(records: Sequence[Record], metric: str) -> list[float]:
     return [record["metrics"][metric] for record in records if record["metrics"][metric] is not None]
-
-
-def _with_range(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return ""
-    half_range = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{half_range}"
 
 
 def draw(found: Mapping[str, Sequence[Record]], path: Path) -> None:
