@@ -5,9 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import token_equality
+import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import hf_vq
+import short_runs
 from hf_vq.evaluation import evaluate
 from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
 
@@ -33,3 +36,16 @@ def test_the_cifar10_tokenizer_keeps_its_numbers(shared_data: Path):
     # A thousand images stand for ten thousand: the deviation of psnr over images is about 3 dB.
     assert metrics["psnr"] == pytest.approx(measured["psnr"], abs=0.3)
     assert metrics["perplexity"] > 330
+
+
+def test_the_cifar10_tokenizer_gives_the_same_tokens_in_any_batch_on_any_number_of_threads(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(short_runs, "PIXELS_DIR", tmp_path)
+    card = CARDS[[card.name for card in CARDS].index("sqvae-cifar10")]
+    try:
+        token_equality.main([str(card), "--dataset_name", str(shared_data / "cifar10"), "--limit", "100"])
+    finally:
+        torch.set_num_threads(1)
+    table = capsys.readouterr().out
+    assert all(f"| {way} | 6,400 | " in table for way in ("2 | 256", "1 | 1", "2 | 1"))

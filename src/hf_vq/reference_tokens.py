@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_vq.canonical import canonical
 from hf_vq.files import replace_file
 
-__all__ = ["REFERENCE_FILE", "Verification", "compare", "hash_of_reference", "save_reference_tokens"]
+__all__ = ["REFERENCE_FILE", "Verification", "compare", "differences", "hash_of_reference", "save_reference_tokens"]
 
 REFERENCE_FILE = "reference_tokens.safetensors"
 HASH = "sha256_of_tokens"
@@ -75,14 +75,27 @@ def compare(file: str | os.PathLike[str], model: Any, processor: Any) -> Verific
         if hash_of(there) != reference.metadata()[HASH]:
             raise ValueError(f"{file} is damaged: its tokens have another hash than it says. Download it again.")
     here, latents, log_variance = _encode(model, processor, images)
-    there = there.to(here.device)
-    differing = here != there
+    return differences(model, latents, log_variance, here, there.to(here.device))
+
+
+def differences(
+    model: Any, latents: Tensor, log_variance: Tensor | None, image_tokens: Tensor, others: Tensor
+) -> Verification:
+    """How other tokens of the same images compare with `image_tokens`.
+
+    Args:
+        model: the tokenizer's model.
+        latents, log_variance: as its encoder gives them.
+        image_tokens, others: (B, h, w[, M]).
+    """
+    differing = image_tokens != others
     with canonical(model):
         near, far = (
-            model.quantizer.squared_distances(latents, tokens, log_variance)[differing] for tokens in (here, there)
+            model.quantizer.squared_distances(latents, tokens, log_variance)[differing]
+            for tokens in (image_tokens, others)
         )
     margins = (far - near).abs() / torch.maximum(near, far)
-    return Verification(here.numel(), int(differing.sum()), float(margins.max()) if len(margins) else 0.0)
+    return Verification(image_tokens.numel(), int(differing.sum()), float(margins.max()) if len(margins) else 0.0)
 
 
 def hash_of_reference(folder: str | os.PathLike[str]) -> str | None:

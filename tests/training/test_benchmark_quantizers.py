@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
+import quantizer_contenders as contenders
+from hf_vq.models import stochastic_quantizers
+from quantizer_contenders import Problem, Size
 
-import quantizer_contenders as contenders  # noqa: E402  the path comes first
-from hf_vq.models import stochastic_quantizers  # noqa: E402  the path comes first
-from quantizer_contenders import Problem, Size  # noqa: E402  the path comes first
+BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
 
 needs_lucid = pytest.mark.skipif(
     importlib.util.find_spec("vector_quantize_pytorch") is None, reason="vector-quantize-pytorch is not installed"

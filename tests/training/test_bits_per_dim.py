@@ -1,17 +1,11 @@
 """The curve of bits per dim: a training of every kind on noise, its table and its picture."""
 
-import sys
 from pathlib import Path
 
+import bits_per_dim
 import pytest
 import torch
 from PIL import Image
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
-
-import bits_per_dim  # noqa: E402  the path comes first
 
 SMALL = {"hidden_channels": [8, 8], "residual_channels": 8, "num_residual_blocks": 1, "codebook_dim": 4}
 PLAN = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}

@@ -1,10 +1,10 @@
 """A classifier of real images reads images, reconstructions and samples; it is trained once."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import class_accuracy
 import numpy as np
 import pytest
 import torch
@@ -12,14 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
 import hf_vq
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
-
-import class_accuracy  # noqa: E402  the path comes first
-
-import short_runs  # noqa: E402  the path comes first
+import short_runs
 
 CLASSES = ["dark", "light"]
 FEATURES = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})

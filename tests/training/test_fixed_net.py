@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
-
-import fixed_net  # noqa: E402  the path comes first
-import short_runs  # noqa: E402  the path comes first
-from fixed_net_rows import CURES, ROWS, Row  # noqa: E402  the path comes first
-from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel  # noqa: E402  the path comes first
-from hf_vq.models.image_processing_vq import VQImageProcessor  # noqa: E402  the path comes first
+import fixed_net
+import short_runs
+from fixed_net_rows import CURES, ROWS, Row
+from hf_vq import SQVAEConfig, SQVAEModel, VQVAEConfig, VQVAEModel
+from hf_vq.models.image_processing_vq import VQImageProcessor
 
 SMALL = {"codebook_size": 8, "hidden_channels": [8, 64], "num_residual_blocks": 1, "residual_channels": 8}
 

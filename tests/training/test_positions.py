@@ -1,17 +1,11 @@
 """The experiment on positions: what rotary ones do, and that every kind trains."""
 
-import sys
 from pathlib import Path
 
+import positions
 import pytest
 import torch
 from safetensors.torch import save_file
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
-
-import positions  # noqa: E402  the path comes first
 
 MODEL = {"hidden_size": 16, "num_hidden_layers": 2, "codebook_size": 11, "grid_size": [2, 3]}
 PLAN = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2}

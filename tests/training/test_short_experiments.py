@@ -14,16 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
-if str(BENCHMARKS) not in sys.path:
-    sys.path.insert(0, str(BENCHMARKS))
+import self_annealing
+import self_annealing_report as annealing
+import vqvae_claims
+import vqvae_claims_report as claims
+from hf_vq import VQVAEConfig, VQVAEModel
+from kept_jobs import Job, run_jobs
 
-import self_annealing  # noqa: E402  the path comes first
-import self_annealing_report as annealing  # noqa: E402  the path comes first
-import vqvae_claims  # noqa: E402  the path comes first
-import vqvae_claims_report as claims  # noqa: E402  the path comes first
-from hf_vq import VQVAEConfig, VQVAEModel  # noqa: E402  the path comes first
-from kept_jobs import Job, run_jobs  # noqa: E402  the path comes first
+BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
 
 calls: list[int] = []
 
@@ -100,6 +98,8 @@ sys.path[:0] = sys.argv[1:]
 from pathlib import Path
 from test_short_experiments import count_for_ever, jobs_of
 from kept_jobs import run_jobs
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "training" / "benchmarks"
 if __name__ == "__main__":
     run_jobs(Path("jobs"), jobs_of(count_for_ever, endless=1), 1)
 """
