@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hf_vq.bridge import VQBridge
 from hf_vq.models.configuration_pixelcnn import PixelCNNPriorConfig
 from hf_vq.models.configuration_sqvae import SQVAEConfig
 from hf_vq.models.configuration_transformer_prior import TransformerPriorConfig
@@ -30,6 +31,9 @@ for _prior_config, _prior in ((PixelCNNPriorConfig, PixelCNNPrior), (Transformer
     AutoConfig.register(_prior_config.model_type, _prior_config, exist_ok=True)
     AutoModelForCausalLM.register(_prior_config, _prior, exist_ok=True)
 
+# AutoProcessor finds a processor by the name of its class; no config belongs to this one.
+AutoProcessor.register(VQBridge, VQBridge, exist_ok=True)
+
 PIPELINE_REGISTRY.register_pipeline(
     "unconditional-image-generation", ImageGenerationPipeline, pt_model=AutoModelForCausalLM, type="image"
 )
@@ -54,6 +58,7 @@ __all__ = [
     "SQVAEModel",
     "TransformerPrior",
     "TransformerPriorConfig",
+    "VQBridge",
     "VQImageProcessor",
     "VQVAEConfig",
     "VQVAEModel",

@@ -1,0 +1,321 @@
+"""Text and images in one sequence: built, mapped back, generated on the grid, saved and loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+import hf_vq
+from hf_vq.bridge import IGNORED, VQBridge
+from text_tokenizers import MODELS, TOKENIZERS, byte_level, language_model
+
+TINY: dict[str, Any] = {"codebook_size": 16, "hidden_channels": [8], "residual_channels": 8, "num_residual_blocks": 1}
+SIDE = 4
+
+
+def image_tokenizer(seed: int = 0, **fields: Any) -> hf_vq.ImageTokenizer:
+    """Tokens of 8x8 pictures: 4x4 of 16 codes."""
+    torch.manual_seed(seed)
+    config = hf_vq.SQVAEConfig(image_size=8, **TINY, **fields)
+    return hf_vq.ImageTokenizer(hf_vq.SQVAEModel(config).eval(), hf_vq.VQImageProcessor.for_config(config))
+
+
+def picture(seed: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def text_tokenizer(request: pytest.FixtureRequest) -> Any:
+    return TOKENIZERS[request.param]()
+
+
+def make(tokenizer: Any = None, row_end: bool = False, **fields: Any) -> VQBridge:
+    return VQBridge(tokenizer or byte_level(), image_tokenizer(**fields), row_end)
+
+
+# Sequences.
+
+
+@pytest.mark.parametrize("row_end", [False, True])
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_a_sequence_holds_text_and_tokens_and_maps_back(text_tokenizer: Any, row_end: bool, codebooks: int):
+    bridge = make(text_tokenizer, row_end, num_codebooks=codebooks)
+    images = [picture(0), picture(1)]
+    batch = bridge(images=images, text="a photo<|image|> of a seven <|image|>")
+    ids = batch["input_ids"][0]
+    expected = bridge.image_tokenizer(images)["input_ids"]
+    spans = bridge.layout.spans(ids)
+    assert [span.image_tokens for span in spans] == expected
+    assert all(span.stop - span.start == 2 + SIDE * SIDE * codebooks + SIDE * row_end for span in spans)
+
+    parts = bridge.to_parts([ids])[0]
+    assert [part["type"] for part in parts] == ["text", "image", "text", "image"]
+    assert [part["text"].strip() for part in parts if "text" in part] == ["a photo", "of a seven"]
+    decoded = bridge.image_tokenizer.batch_decode(expected, [(SIDE, SIDE)] * 2)
+    assert [np.asarray(part["image"]).tolist() for part in parts if "image" in part] == [
+        np.asarray(image).tolist() for image in decoded
+    ]
+
+
+def test_parts_and_placeholders_give_the_same(text_tokenizer: Any):
+    bridge = make(text_tokenizer)
+    tokens = bridge.image_tokenizer.encode(picture(3))
+    of_text = bridge(images=[picture(2), picture(3)], text=["a <|image|> photo<|image|>", "seven"])
+    parts: list[Any] = [
+        [
+            {"type": "text", "text": "a "},
+            {"type": "image", "image": picture(2)},
+            {"type": "text", "text": " photo"},
+            {"type": "image", "image_tokens": torch.tensor(tokens).view(SIDE, SIDE)},
+        ],
+        [{"type": "text", "text": "seven"}],
+    ]
+    assert bridge(parts=parts)["input_ids"] == of_text["input_ids"]
+    assert bridge(parts=parts[0])["input_ids"] == of_text["input_ids"][:1]
+    assert bridge(images=[[picture(2), picture(3)], []], text=["a <|image|> photo<|image|>", "seven"]) == of_text
+
+
+def test_batches_are_padded_on_either_side():
+    bridge = make()
+    texts = ["a photo of a seven <|image|>", "<|image|>"]
+    for side in ("left", "right"):
+        batch = bridge(
+            images=[picture(0), picture(1)],
+            text=texts,
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+            labels="all",
+        )
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
+        hidden = batch["attention_mask"] == 0
+        assert bool(hidden[1].any()) and bool((batch["labels"][hidden] == IGNORED).all())
+        assert torch.equal(batch["labels"][~hidden], batch["input_ids"][~hidden])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_train_what_was_asked_for(side: str):
+    bridge = make()
+    texts = ["a photo of a seven <|image|> one", "two <|image|>"]
+    options: dict[str, Any] = {"padding": True, "padding_side": side}
+    images = [picture(0), picture(1)]
+    ids = bridge(images=images, text=texts, **options)["input_ids"]
+    of_images, of_text = (
+        bridge(images=images, text=texts, labels=kind, **options)["labels"] for kind in ("image", "text")
+    )
+    marks = {*bridge.layout.code_ids, *bridge.layout.marker_ids}
+    for row, image, text in zip(ids, of_images, of_text, strict=True):
+        assert [i if i in marks else IGNORED for i in row] == image
+        there = [i for i in text if i != IGNORED]
+        assert there == [i for i in row if i not in marks and i != bridge.tokenizer.pad_token_id]
+
+
+def test_a_chat_template_takes_images():
+    bridge = make()
+    bridge.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
+        "{% if c.type == 'image' %}<|image|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "seven"}]
+    encoded = bridge.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
+    assert bridge.to_parts(encoded["input_ids"])[0][1]["image_tokens"] == bridge.image_tokenizer.encode(picture(0))
+
+
+# The model's embeddings.
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("from_codebook", [True, False])
+def test_old_rows_stay_to_the_bit_and_so_do_scores_of_text(family: str, from_codebook: bool, text_tokenizer: Any):
+    model, old = language_model(family, text_tokenizer), len(text_tokenizer)
+    ids = text_tokenizer("a photo of a seven", return_tensors="pt")["input_ids"]
+    before = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
+    scores = model(ids).logits
+    bridge = make(text_tokenizer)
+    bridge.resize_embeddings(model, from_codebook)
+    after = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert all(
+        torch.equal(now[:old], then) and len(now) == len(text_tokenizer)
+        for now, then in zip(after, before, strict=True)
+    )
+    torch.testing.assert_close(model(ids).logits[..., :old], scores, atol=1e-5, rtol=0)
+    assert model.config.vocab_size == len(text_tokenizer)
+
+
+def test_embeddings_begin_alike_for_codes_that_are_close():
+    bridge = make()
+    model = language_model("llama", byte_level())
+    bridge.resize_embeddings(model)
+    vectors = bridge.image_tokenizer.model.quantizer.vectors()[0]
+    rows = model.get_input_embeddings().weight[bridge.layout.code_ids.start : bridge.layout.code_ids.stop]
+    near, alike = -torch.cdist(vectors, vectors).flatten(), torch.corrcoef(rows).flatten()
+    assert torch.corrcoef(torch.stack([near, alike]))[0, 1] > 0.5
+
+
+def test_a_vocabulary_with_room_is_not_cut():
+    tokenizer = byte_level()
+    model = MODELS["llama"](len(tokenizer) + 100)
+    bridge = make(tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    bridge.resize_embeddings(model)
+    assert model.get_input_embeddings().weight.shape[0] == rows > len(tokenizer)
+
+
+# Generation.
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("row_end", [False, True])
+@pytest.mark.parametrize(
+    "how", [{"temperature": 2.0, "do_sample": True}, {"num_beams": 3}, {"cache_implementation": "static"}]
+)
+def test_what_is_generated_is_a_grid(family: str, row_end: bool, how: dict[str, Any], text_tokenizer: Any):
+    model = language_model(family, text_tokenizer)
+    bridge = make(text_tokenizer, row_end)
+    bridge.resize_embeddings(model)
+    texts = ["a photo of a seven", "one"]
+    prompt = bridge(text=texts, padding=True, padding_side="left", return_tensors="pt", add_image_start=True)
+    length = prompt["input_ids"].shape[1] + bridge.layout.length + 3
+    sequences = model.generate(**prompt, **how, max_length=length, logits_processor=[bridge.logits_processor(length)])
+    for parts, text in zip(bridge.to_parts(sequences), texts, strict=True):
+        assert parts[0]["text"].strip() == text and parts[1]["image"].size == (8, 8)
+        assert len([part for part in parts if part["type"] == "image"]) == 1
+
+
+def test_an_image_begins_only_where_it_fits():
+    bridge = make()
+    layout = bridge.layout
+    scores = torch.zeros(1, len(bridge.tokenizer))
+    prompt = torch.zeros(1, 5, dtype=torch.int64)
+    for room, fits in ((layout.length, True), (layout.length - 1, False)):
+        after = bridge.logits_processor(5 + room)(prompt, scores)
+        assert bool(after[0, layout.start_id].isfinite()) == fits
+        assert bool(after[0, 0].isfinite()) and not bool(after[0, layout.code_ids.start].isfinite())
+    assert not bool(bridge.logits_processor(allow_images=False)(prompt, scores)[0, layout.start_id].isfinite())
+
+
+@pytest.mark.parametrize(("row_end", "codebooks"), [(False, 1), (True, 1), (True, 2)])
+def test_rows_of_a_batch_stand_at_different_places(row_end: bool, codebooks: int):
+    bridge = make(None, row_end, num_codebooks=codebooks)
+    layout = bridge.layout
+    generator = torch.Generator().manual_seed(0)
+    image = layout.wrap(torch.randint(16, (SIDE * SIDE * codebooks,), generator=generator).tolist())
+    rows = [[0] * (len(image) + 3 - cut) + image[:cut] for cut in range(len(image) + 1)]
+    after = bridge.logits_processor()(torch.tensor(rows), torch.zeros(len(rows), len(bridge.tokenizer)))
+    for cut, scores in enumerate(after):
+        allowed = scores.isfinite().nonzero().flatten().tolist()
+        if 0 < cut < len(image):
+            assert allowed == list(layout.plan[cut - 1])
+        else:
+            outside = {*range(len(bridge.tokenizer))} - {*layout.code_ids, *layout.marker_ids} | {layout.start_id}
+            assert set(allowed) == outside
+
+
+# On disk.
+
+FRESH = """
+import sys, json, torch, hf_vq
+from transformers import AutoModelForCausalLM, AutoProcessor
+processor, model = AutoProcessor.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
+prompt = processor(text=["a photo of a seven"], return_tensors="pt", add_image_start=True)
+sequences = model.generate(**prompt, max_new_tokens=30, do_sample=False, logits_processor=[processor.logits_processor()])
+print(json.dumps([type(processor).__name__, sequences.tolist()]))
+"""
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_fresh_process_generates_the_same(family: str, tmp_path: Path, text_tokenizer: Any):
+    model = language_model(family, text_tokenizer)
+    bridge = make(text_tokenizer, row_end=True)
+    bridge.resize_embeddings(model)
+    model.save_pretrained(tmp_path)
+    bridge.save_pretrained(tmp_path)
+    prompt = bridge(text="a photo of a seven", return_tensors="pt", add_image_start=True)
+    options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
+    here = model.generate(**prompt, **options, logits_processor=[bridge.logits_processor()])
+    there = subprocess.run([sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert json.loads(there.stdout.splitlines()[-1]) == ["VQBridge", here.tolist()]
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path, text_tokenizer: Any):
+    bridge = make(text_tokenizer, row_end=True)
+    bridge.chat_template = "{{ messages }}"
+    bridge.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert again.layout == bridge.layout and again.chat_template == bridge.chat_template
+    assert again(images=picture(0), text="<|image|> one") == bridge(images=picture(0), text="<|image|> one")
+
+
+def test_another_image_tokenizer_is_refused(tmp_path: Path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="made for the image tokenizer"):
+        VQBridge.from_pretrained(tmp_path, image_tokenizer=image_tokenizer(seed=1))
+    same = VQBridge.from_pretrained(tmp_path, image_tokenizer=image_tokenizer())
+    assert same.layout == make().layout
+    same.save_pretrained(tmp_path / "again")
+
+
+def test_it_goes_to_the_hub_and_comes_back(hub: Any, hub_api: Any, run_with_hub: Any, tmp_path: Path):
+    make().save_pretrained(tmp_path)
+    hub_api.create_repo("org/bridge")
+    hub_api.upload_folder(repo_id="org/bridge", folder_path=tmp_path)
+    script = "import hf_vq\nfrom transformers import AutoProcessor\nprint(AutoProcessor.from_pretrained('org/bridge').layout)"
+    assert str(make().layout) in run_with_hub(script)
+
+
+# What cannot be.
+
+
+def test_bad_input_is_named(tmp_path: Path):
+    bridge = make()
+    with pytest.raises(ValueError, match=r"2 places for images .*, and there are 1 images"):
+        bridge(images=[picture(0)], text="<|image|> and <|image|>")
+    with pytest.raises(ValueError, match=r"text 1 holds <\|image_token_3\|>, which only images may"):
+        bridge(text=["a", "b <|image_token_3|>"])
+    with pytest.raises(ValueError, match="a part is a text without"):
+        bridge(parts=[{"type": "text", "text": "<|image|>"}])
+    with pytest.raises(ValueError, match="labels must be one of all, image, text"):
+        bridge(text="a", labels="some")
+    with pytest.raises(ValueError, match="give text, with its images, or parts"):
+        bridge(text="a", parts=[])
+    with pytest.raises(ValueError, match=r"an image of 4 x 4 has 16 tokens, and these are 9"):
+        bridge(parts=[{"type": "image", "image_tokens": [0] * 9}])
+    with pytest.raises(ValueError, match=r"image tokens lie in \[0, 16\)"):
+        bridge(parts=[{"type": "image", "image_tokens": [16] * 16}])
+    with pytest.raises(ValueError, match="is cut off after 6 of 17 ids"):
+        bridge(images=[picture(0)], text="<|image|>", truncation=True, max_length=7)
+    with pytest.raises(ValueError, match="give the model their embeddings by resize_embeddings"):
+        bridge.logits_processor()(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 50))
+
+
+def test_images_of_another_size_are_refused():
+    bridge = make()
+    bridge.image_tokenizer.processor.do_resize = bridge.image_tokenizer.processor.do_center_crop = False
+    with pytest.raises(ValueError, match="image 1 has a grid of 6 x 4 tokens, and this bridge takes 4 x 4"):
+        bridge(images=[picture(0), picture(1, (12, 8))], text="<|image|><|image|>")
+
+
+def test_sequences_that_are_no_grid_are_refused():
+    bridge = make()
+    image = bridge.layout.wrap([0] * 16)
+    with pytest.raises(ValueError, match="the image that begins at place 1 is cut off after 4 of 17 ids"):
+        bridge.to_parts([[0, *image[:5]]])
+    with pytest.raises(ValueError, match="is no 4 x 4 grid: its id 3 is 0, and one of"):
+        bridge.to_parts([[*image[:3], 0, *image[4:]]])
+    with pytest.raises(ValueError, match="belongs into an image, and none has begun there"):
+        bridge.to_parts([[0, *image[1:]]])
+
+
+def test_a_text_tokenizer_with_tokens_of_another_is_refused():
+    tokenizer = byte_level()
+    make(tokenizer)
+    with pytest.raises(ValueError, match="has 18 tokens of images, and this image tokenizer needs 19"):
+        make(tokenizer, row_end=True)
