@@ -43,6 +43,12 @@ class ModelTester:
         config = self.get_config()
         # Of a convolutional net the tests take these for height and width of the feature maps.
         self.seq_length, self.hidden_size = config.grid_size
+        if config.body == "unet":
+            # A block and attention at each resolution, one block more in the decoder, and twice a middle of three.
+            self.seq_length = self.hidden_size = self.image_size
+            levels, blocks = len(config.hidden_channels), config.num_residual_blocks
+            self.num_hidden_layers = levels * (2 * blocks + 1) + len(config.attention_levels) * (2 * blocks + 1) + 6
+            return
         variance_block = config.has_variance_head and not config.latent_projection
         self.num_hidden_layers = 2 * config.num_residual_blocks + variance_block
 
@@ -166,6 +172,23 @@ class AuthorsSQVAETest(SQVAESuite, unittest.TestCase):
     @unittest.skipIf(Version(transformers.__version__) < Version("5.21"), "holds that counters of batches are cast too")
     def test_keep_in_fp32_modules(self) -> None:
         super().test_keep_in_fp32_modules()
+
+
+class UNetSQVAETest(SQVAESuite, unittest.TestCase):
+    """The other body, with attention and two heads."""
+
+    settings = {
+        "quantizer": "gaussian",
+        "covariance": "per_latent",
+        "body": "unet",
+        "residual_channels": 64,
+        "norm_groups": 4,
+        "attention_levels": [1],
+        "bottleneck_channels": 6,
+    }
+
+    @unittest.skip("blocks at every resolution")
+    def test_num_layers_is_small(self) -> None: ...
 
 
 def quantizer_classes(base: type[Quantizer] = Quantizer) -> set[type[Quantizer]]:

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from .body_parts import BodyBlock
 from .configuration_autoencoder import AutoencoderConfig
-from .convolutional_body import ResidualBlock
 from .quantizers import Quantizer
 
 INITIAL_OBSERVATION_VARIANCE = 0.25
@@ -24,15 +24,15 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["ResidualBlock"]
-    _can_record_outputs = {"hidden_states": ResidualBlock}
+    _no_split_modules = ["ResidualBlock", "UNetBlock", "GridAttention"]
+    _can_record_outputs = {"hidden_states": BodyBlock}
     _keep_in_fp32_modules_strict = ["quantizer", "observation_variance"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Convolutions scaled by fan-in or by initializer_range; the rest as each quantizer says, or at zero."""
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            self._init_convolution(module)
+        """Linear maps scaled by fan-in or by initializer_range; the rest as each quantizer says, or at zero."""
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            self._init_weight(module)
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             self._init_norm(module)
         elif isinstance(module, nn.Embedding):
@@ -43,7 +43,7 @@ class AutoencoderPreTrainedModel(PreTrainedModel):
             for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 init.copy_(tensor, start.get(name, torch.full_like(tensor, INITIAL_SCALARS.get(name, 0.0))))
 
-    def _init_convolution(self, module: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    def _init_weight(self, module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
         if self.config.initializer_range is None:
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         else:

@@ -8,14 +8,9 @@ import math
 from itertools import pairwise
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .body_parts import BodyBlock, make_activation
 from .configuration_autoencoder import AutoencoderConfig
-
-
-def make_activation(config: AutoencoderConfig) -> nn.Module:
-    """The config's nonlinearity."""
-    return nn.SiLU() if config.activation == "silu" else nn.ReLU()
 
 
 def make_norm(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
@@ -37,7 +32,7 @@ def preactivation(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
     return [*(make_norm(config, channels) if config.norm == "group" else []), make_activation(config)]
 
 
-class ResidualBlock(GradientCheckpointingLayer):
+class ResidualBlock(BodyBlock):
     """x plus a 3x3 and a 1x1 convolution of x (VQ-VAE, Section 4.1)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:

@@ -23,8 +23,10 @@ from .input_checks import check_pixel_values, tokens_on_grid
 from .logistic_mixture import to_mixture
 from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
+from .unet_body import UNetDecoder, UNetEncoder
 
 FORWARDS_BEFORE_WARNING = 100
+BODIES: dict[str, Any] = {"convolutional": (Encoder, Decoder), "unet": (UNetEncoder, UNetDecoder)}
 
 
 class AutoencoderModel(AutoencoderPreTrainedModel):
@@ -43,9 +45,10 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)
         config.validate()
-        self.encoder = Encoder(config)
+        encoder, decoder = BODIES[config.body]
+        self.encoder = encoder(config)
         self.quantizer = self.make_quantizer()
-        self.decoder = Decoder(config)
+        self.decoder = decoder(config)
         variance = torch.full((config.num_channels,), INITIAL_OBSERVATION_VARIANCE, dtype=torch.float32)
         self.register_buffer("observation_variance", variance)
         self.register_buffer("pending_error", torch.zeros(2, dtype=torch.float32), persistent=False)
