@@ -226,7 +226,8 @@ import sys, json, torch, hf_vq
 from transformers import AutoModelForCausalLM, AutoProcessor
 processor, model = AutoProcessor.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
 prompt = processor(text=["a photo of a seven"], return_tensors="pt", add_image_start=True)
-sequences = model.generate(**prompt, max_new_tokens=30, do_sample=False, logits_processor=[processor.logits_processor()])
+grid = processor.logits_processor()
+sequences = model.generate(**prompt, max_new_tokens=30, do_sample=False, logits_processor=[grid])
 print(json.dumps([type(processor).__name__, sequences.tolist()]))
 """
 
@@ -267,7 +268,8 @@ def test_it_goes_to_the_hub_and_comes_back(hub: Any, hub_api: Any, run_with_hub:
     make().save_pretrained(tmp_path)
     hub_api.create_repo("org/bridge")
     hub_api.upload_folder(repo_id="org/bridge", folder_path=tmp_path)
-    script = "import hf_vq\nfrom transformers import AutoProcessor\nprint(AutoProcessor.from_pretrained('org/bridge').layout)"
+    load = "AutoProcessor.from_pretrained('org/bridge')"
+    script = f"import hf_vq\nfrom transformers import AutoProcessor\nprint({load}.layout)"
     assert str(make().layout) in run_with_hub(script)
 
 

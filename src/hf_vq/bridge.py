@@ -267,20 +267,26 @@ class VQBridge(ProcessorMixin):
         return files
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, path: Any, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
         """The text tokenizer, of the class that was saved: AutoTokenizer would go by the language model's config."""
         kwargs.pop("image_tokenizer", None)
         tokenizer_class = getattr(transformers, (processor_dict or {}).get("tokenizer_class", ""), AutoTokenizer)
-        return [tokenizer_class.from_pretrained(path, **kwargs)]
+        return [tokenizer_class.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     @classmethod
-    def get_processor_dict(cls, path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings, and the image tokenizer, unless another is given."""
-        settings, rest = super().get_processor_dict(path, **kwargs)
+        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "image_tokenizer" not in kwargs:
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
             given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-            settings["image_tokenizer"] = ImageTokenizer.from_pretrained(path, subfolder=FOLDER, **given)
+            settings["image_tokenizer"] = ImageTokenizer.from_pretrained(
+                pretrained_model_name_or_path, subfolder=FOLDER, **given
+            )
         return settings, rest
 
 

@@ -1,4 +1,4 @@
-"""The command `hf-vq`: encode images, decode tokens, sample images, measure a model, draw a run, publish it."""
+"""The command `hf-vq`: encode images, decode tokens, sample images, measure, draw, publish or convert a model."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
+from hf_vq.commands.convert import add_convert
 from hf_vq.commands.evaluate import add_evaluate
 from hf_vq.commands.plot import add_plot
 from hf_vq.commands.publish import add_publish
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of `hf-vq`; no flag may be abbreviated."""
     parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot,tokenize,publish}"
+        dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot,tokenize,publish,convert}"
     )
     add_encode(commands)
     add_decode(commands)
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_plot(commands)
     add_tokenize(commands)
     add_publish(commands)
+    add_convert(commands)
     return parser
 
 

@@ -1,0 +1,27 @@
+"""`hf-vq convert`: a tokenizer of another library becomes one of ours."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_vq.commands.shared import check_output_folder
+from hf_vq.convert import convert
+
+
+def add_convert(commands: Any) -> None:
+    """`hf-vq convert org/model --subfolder vqvae --output FOLDER`."""
+    help = "Convert a VQModel of diffusers: the same tokens, the same pixels."
+    parser = commands.add_parser("convert", help=help, description=help, allow_abbrev=False)
+    parser.set_defaults(run=convert_model)
+    parser.add_argument("model", metavar="MODEL", help="name on the Hub, or folder")
+    parser.add_argument("--subfolder", default="", help='where it is in there, "vqvae" in a pipeline\'s repository')
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the converted model")
+
+
+def convert_model(args: argparse.Namespace) -> None:
+    """Writes the converted model and its image processor."""
+    check_output_folder(args.output)
+    tokenizer = convert(args.model, args.subfolder, args.revision)
+    tokenizer.save_pretrained(args.output)
+    print(f"{tokenizer} is in {args.output}.")

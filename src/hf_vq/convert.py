@@ -1,0 +1,204 @@
+"""Tokenizers of other libraries as ours: the same tokens, the same pixels.
+
+diffusers' `VQModel` (its config.json and safetensors; diffusers need not be installed) becomes a `VQVAEModel` with the
+`unet` body.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import HFValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+from hf_vq.models.configuration_vqvae import VQVAEConfig
+from hf_vq.models.image_processing_vq import VQImageProcessor
+from hf_vq.models.modeling_vqvae import VQVAEModel
+from hf_vq.tokenizer import ImageTokenizer
+
+__all__ = ["convert", "from_diffusers", "to_config"]
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONVENTION = (
+    "The source minimises the commitment term with weight 1 and the codebook term with weight 0.25 (the weight that is "
+    "meant for the commitment stands at the other term); commitment_weight is that of its commitment term."
+)
+RESNET = {
+    "norm1": "layers.0", "conv1": "layers.2", "norm2": "layers.3", "conv2": "layers.5", "conv_shortcut": "shortcut",
+}  # fmt: skip
+ATTENTION = {
+    "group_norm": "norm", "to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "output",
+    "query": "query", "key": "key", "value": "value", "proj_attn": "output",
+}  # fmt: skip
+RESAMPLERS = {"downsamplers": "downsample", "upsamplers": "upsample"}
+OTHERS = {
+    "encoder.conv_in": "encoder.stem",
+    "encoder.conv_norm_out": "encoder.to_latents.0",
+    "encoder.conv_out": "encoder.to_latents.2",
+    "quant_conv": "encoder.to_latents.3",
+    "quantize.embedding": "quantizer.codebook",
+    "post_quant_conv": "decoder.from_latents.0",
+    "decoder.conv_in": "decoder.from_latents.1",
+    "decoder.conv_norm_out": "decoder.to_pixels.0",
+    "decoder.conv_out": "decoder.to_pixels.2",
+}
+OF_BLOCK = re.compile(
+    r"(?P<half>encoder|decoder)\.(?:mid_block|(?:down|up)_blocks\.(?P<level>\d+))\."
+    r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<place>\d+)\.(?P<module>.+)"
+)
+
+
+def convert(path: str | os.PathLike[str], subfolder: str = "", revision: str | None = None) -> ImageTokenizer:
+    """A `VQModel` on the Hub or in a folder, as an image tokenizer of ours.
+
+    Args:
+        path: name of a Hub repository, or a folder, with config.json and diffusion_pytorch_model.safetensors.
+        subfolder: where they are in it, "vqvae" in the repository of a pipeline.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        OSError: if there are no such files.
+        ValueError: what has no counterpart here, by name.
+    """
+    config, weights = (_file(path, name, subfolder, revision) for name in ("config.json", WEIGHTS))
+    source = json.loads(Path(config).read_text(encoding="utf-8"))
+    return from_diffusers(source, load_file(weights))
+
+
+def _file(path: str | os.PathLike[str], name: str, subfolder: str, revision: str | None) -> str:
+    try:
+        found = cached_file(path, name, subfolder=subfolder, revision=revision)
+    except (OSError, HFValidationError) as error:
+        error.add_note(f"A VQModel is converted from config.json and {WEIGHTS}; pickles are not read.")
+        raise
+    assert found is not None
+    return found
+
+
+def from_diffusers(source: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ImageTokenizer:
+    """An image tokenizer of ours with the weights of a `VQModel`.
+
+    Args:
+        source: the model's config.
+        weights: its state_dict.
+
+    Raises: ValueError for what has no counterpart here, by name.
+    """
+    config = to_config(source)
+    model: Any = VQVAEModel(config)
+    renamed = {rename(name, config): tensor for name, tensor in weights.items()}
+    own = {name for name in model.state_dict() if name.startswith(("encoder.", "decoder.", "quantizer.codebook."))}
+    if renamed.keys() != own:
+        odd = sorted(renamed.keys() ^ own)
+        raise ValueError(f"weights and config of the VQModel do not fit: {', '.join(odd[:4])} is only in one of them")
+    with torch.no_grad():
+        model.load_state_dict(renamed, strict=False)
+    return ImageTokenizer(model.eval(), VQImageProcessor.for_config(config))
+
+
+def to_config(source: Mapping[str, Any]) -> VQVAEConfig:
+    """The config that expresses a `VQModel`'s; its defaults are diffusers'.
+
+    Raises: ValueError for what has no counterpart here, by name.
+    """
+    given = DEFAULTS | {name: value for name, value in source.items() if name in DEFAULTS}
+    if source.get("_class_name", "VQModel") != "VQModel":
+        raise ValueError(f"_class_name is {source['_class_name']}: only VQModel of diffusers can be converted")
+    for name, allowed in EXPRESSED.items():
+        if given[name] not in allowed:
+            raise ValueError(f"{name} {given[name]!r} of the VQModel has no counterpart here; {allowed} have")
+    if given["in_channels"] != given["out_channels"]:
+        raise ValueError(f"in_channels {given['in_channels']} and out_channels {given['out_channels']} differ")
+    config = VQVAEConfig(
+        body="unet",
+        num_channels=given["in_channels"],
+        image_size=_side(given["sample_size"]),
+        codebook_size=given["num_vq_embeddings"],
+        codebook_dim=given["vq_embed_dim"] or given["latent_channels"],
+        quantizer="gradient",
+        commitment_weight=1.0,
+        hidden_channels=list(given["block_out_channels"]),
+        num_residual_blocks=given["layers_per_block"],
+        attention_levels=_attention_levels(given),
+        middle_attention=given["mid_block_add_attention"],
+        bottleneck_channels=given["latent_channels"],
+        norm_groups=given["norm_num_groups"],
+    )
+    config.converted_from = {"class": "diffusers.VQModel", "loss": CONVENTION}
+    return config
+
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 3,
+    "sample_size": 32,
+    "num_vq_embeddings": 256,
+    "norm_num_groups": 32,
+    "vq_embed_dim": None,
+    "norm_type": "group",
+    "mid_block_add_attention": True,
+}
+EXPRESSED: dict[str, tuple[Any, ...]] = {"norm_type": ("group",), "act_fn": ("silu", "swish")}
+
+
+def _side(sample_size: Any) -> int:
+    sides = set(sample_size) if isinstance(sample_size, list | tuple) else {sample_size}
+    if len(sides) != 1:
+        raise ValueError(f"sample_size {sample_size} of the VQModel is not square")
+    return int(sides.pop())
+
+
+def _attention_levels(given: Mapping[str, Any]) -> list[int]:
+    """The levels whose blocks attend, in encoder and decoder alike."""
+    kinds = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+    kinds |= {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+    down, up = list(given["down_block_types"]), list(given["up_block_types"])
+    for name in (*down, *up):
+        if name not in kinds:
+            raise ValueError(f"block type {name} of the VQModel has no counterpart here; {', '.join(kinds)} have")
+    if not len(down) == len(up) == len(given["block_out_channels"]):
+        raise ValueError(
+            f"down_block_types {down}, up_block_types {up} and block_out_channels {list(given['block_out_channels'])} "
+            "differ in length"
+        )
+    levels = [level for level, name in enumerate(down) if kinds[name]]
+    if levels != [level for level, name in enumerate(reversed(up)) if kinds[name]]:
+        raise ValueError(f"attention stands at other levels in down_block_types {down} than in up_block_types {up}")
+    return levels
+
+
+def rename(name: str, config: VQVAEConfig) -> str:
+    """The name that a tensor of the `VQModel` has here.
+
+    Raises: ValueError for one that has no counterpart.
+    """
+    module, _, tensor = name.rpartition(".")
+    if module in OTHERS:
+        return f"{OTHERS[module]}.{tensor}"
+    found = OF_BLOCK.fullmatch(module)
+    if found is None:
+        raise ValueError(f"{name} of the VQModel has no counterpart here")
+    half, level, kind, place = found["half"], found["level"], found["kind"], int(found["place"])
+    if kind in RESAMPLERS:
+        return f"{half}.{RESAMPLERS[kind]}.{level}.convolution.{tensor}"
+    inner = (RESNET if kind == "resnets" else ATTENTION)[found["module"]]
+    if level is None:
+        attends = config.middle_attention
+        stage, position = f"{half}.middle", 1 if kind == "attentions" else place * (1 + attends)
+    else:
+        at = int(level) if half == "encoder" else len(config.hidden_channels) - 1 - int(level)
+        step = 1 + (at in config.attention_levels)
+        stage, position = f"{half}.stages.{level}", place * step + (kind == "attentions")
+    return f"{stage}.{position}.{inner}.{tensor}"

@@ -1,0 +1,122 @@
+"""A VQModel of diffusers and what it becomes: the same tokens and pixels, and what cannot be said is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_vq import ImageTokenizer
+from hf_vq.cli import main
+from hf_vq.convert import convert, from_diffusers, to_config
+from hf_vq.reference_tokens import differences
+
+diffusers = pytest.importorskip("diffusers")
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "defaults": {"norm_num_groups": 8, "block_out_channels": (16,)},
+    "two levels": {
+        "block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2, "layers_per_block": 2, "norm_num_groups": 8,
+        "num_vq_embeddings": 64, "vq_embed_dim": 5, "latent_channels": 7,
+    },
+    "attention": {
+        "block_out_channels": (16, 16, 32), "norm_num_groups": 4, "in_channels": 1, "out_channels": 1,
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "sample_size": 16,
+    },
+    "no attention": {
+        "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "layers_per_block": 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 2, "mid_block_add_attention": False,
+    },
+    "wide middle": {
+        "block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2, "num_vq_embeddings": 1024, "vq_embed_dim": 4, "act_fn": "swish",
+    },
+}  # fmt: skip
+
+
+def original(name: str) -> Any:
+    """A VQModel with random weights and codes as far apart as its latents are."""
+    torch.manual_seed(0)
+    model = diffusers.VQModel(**CONFIGS[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        config = model.config
+        images = torch.rand(4, config.in_channels, config.sample_size, config.sample_size) * 2 - 1
+        rows = model.encode(images).latents.movedim(1, -1).flatten(0, -2)
+        codes = model.quantize.embedding.weight
+        codes.copy_(rows.mean(0) + rows.std(0) * torch.randn_like(codes))
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_tokens_and_pixels_are_those_of_the_original(name: str, dtype: torch.dtype, tmp_path: Path):
+    model = original(name)
+    model.save_pretrained(tmp_path / "original")
+    convert(tmp_path / "original").save_pretrained(tmp_path / "ours")
+    ours: Any = ImageTokenizer.from_pretrained(tmp_path / "ours").model.to(dtype)
+    model, config = model.to(dtype), model.config
+    images = torch.rand(8, config.in_channels, config.sample_size, config.sample_size, dtype=dtype) * 2 - 1
+    latents = model.encode(images).latents
+    quantized, _, (_, _, tokens) = model.quantize(latents)
+    encoded = ours.encode(images)
+    close: dict[str, float] = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(encoded.last_hidden_state, latents, **close)
+    found = differences(
+        ours, encoded.last_hidden_state, None, encoded.image_tokens, tokens.view(encoded.image_tokens.shape)
+    )
+    # In float32 the original's own distances are rounded.
+    assert found.num_differing == 0 or (
+        dtype == torch.float32 and found.num_differing < 3 and found.largest_margin < 1e-4
+    )
+    assert len(tokens.unique()) > 8
+    expected = model.decode(quantized, force_not_quantize=True).sample
+    torch.testing.assert_close(ours.decode(quantized_last_hidden_state=quantized).pixel_values, expected, **close)
+    assert ours.config.commitment_weight == 1.0 and "0.25" in ours.config.converted_from["loss"]
+
+
+def test_the_command_converts_a_model_of_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    original("defaults").save_pretrained(tmp_path / "pipeline" / "vqvae")
+    arguments = [str(tmp_path / "pipeline"), "--subfolder", "vqvae", "--output", str(tmp_path / "ours")]
+    assert main(["convert", *arguments]) == 0
+    assert "ImageTokenizer(VQVAEModel, vocab_size=256, grid=32x32)" in capsys.readouterr().out
+    assert len(ImageTokenizer.from_pretrained(tmp_path / "ours")) == 256
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"norm_type": "spatial"}, "norm_type 'spatial' of the VQModel has no counterpart"),
+        ({"act_fn": "relu"}, "act_fn 'relu' of the VQModel has no counterpart"),
+        ({"out_channels": 4}, "in_channels 3 and out_channels 4 differ"),
+        ({"down_block_types": ["DownBlock2D"]}, "block type DownBlock2D of the VQModel has no counterpart"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "attention stands at other levels"),
+        ({"block_out_channels": [32, 32]}, "differ in length"),
+        ({"sample_size": [32, 16]}, r"sample_size \[32, 16\] of the VQModel is not square"),
+        ({"_class_name": "AutoencoderKL"}, "_class_name is AutoencoderKL"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(config: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        to_config(config)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused():
+    model = original("defaults")
+    weights = dict(model.state_dict())
+    with pytest.raises(ValueError, match="codebook.weight is only in one of them"):
+        from_diffusers(model.config, {name: w for name, w in weights.items() if "quantize." not in name})
+    with pytest.raises(ValueError, match="decoder.extra.weight of the VQModel has no counterpart"):
+        from_diffusers(model.config, weights | {"decoder.extra.weight": torch.zeros(1)})
+
+
+def test_a_pickle_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    assert main(["convert", str(tmp_path), "--output", str(tmp_path / "ours")]) == 2
+    assert "pickles are not read" in capsys.readouterr().err
