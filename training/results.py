@@ -9,6 +9,7 @@ its last digit.
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from hf_vq import cli
 from hf_vq.run_files import RunFiles
 from result_rows import PRIOR_METRICS, TOKENIZER_METRICS, Run, in_rows, markdown, prior_row, tokenizer_row
 
@@ -110,8 +110,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "evaluation.json"
         flags = ["--split", evaluation["split"], "--streaming", "--output", str(output)]
-        if cli.main(["evaluate", str(folder), *data, *flags]):
-            sys.exit(f"{folder} could not be measured")
+        subprocess.run([sys.executable, "-m", "hf_vq.cli", "evaluate", str(folder), *data, *flags], check=True)
         measured: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return measured
 
