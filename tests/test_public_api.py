@@ -19,6 +19,7 @@ PUBLIC = [
     "SQVAEModel",
     "TransformerPrior",
     "TransformerPriorConfig",
+    "VQBridge",
     "VQImageProcessor",
     "VQVAEConfig",
     "VQVAEModel",

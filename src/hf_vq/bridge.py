@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 
 from hf_vq.grid_logits import ImageGridLogitsProcessor
 from hf_vq.image_layout import ImageLayout, Span
-from hf_vq.models.fourier_features import fourier_features
+from hf_vq.lm_embeddings import extend_embeddings
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["VQBridge"]
@@ -218,35 +218,16 @@ class VQBridge(ProcessorMixin):
         """For `generate(logits_processor=[...])`: whole images only; arguments as in `ImageGridLogitsProcessor`."""
         return ImageGridLogitsProcessor(self.layout, max_length, allow_images)
 
-    @torch.no_grad()
     def resize_embeddings(self, model: Any, from_codebook: bool = True, seed: int = 0) -> None:
         """Gives a language model embeddings, and scores, of the new tokens; those it has stay to the bit.
 
         Args:
             model: the causal LM of the text tokenizer.
-            from_codebook: begin image tokens alike where their codes are close: the mean of the old embeddings, and
-                random features of the codes with the old ones' deviation. Otherwise all begin as the model begins.
-            seed: of those features.
+            from_codebook: whether image tokens begin alike where their codes are close; see `extend_embeddings`.
+            seed: of their start.
         """
-        old = model.get_input_embeddings().weight.shape[0]
-        if old < len(self.tokenizer):
-            model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        if not from_codebook:
-            return
-        tables = [model.get_input_embeddings(), model.get_output_embeddings()]
-        is_tied = tables[1] is None or tables[1].weight is tables[0].weight
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for table in tables[: 1 if is_tied else 2]:
-                self._start_from_codebook(table.weight)
-
-    def _start_from_codebook(self, weight: Tensor) -> None:
-        known = weight[: min(self.layout.marker_ids)].float()
-        mean, deviation = known.mean(0), known.std()
-        for codebook, vectors in enumerate(self.image_tokenizer.model.quantizer.vectors()):
-            features = fourier_features(vectors.float().cpu(), weight.shape[1]).to(weight.device)
-            ids = self.layout.ids_of(codebook)
-            weight[ids.start : ids.stop] = (mean + deviation * features).to(weight)
+        vectors = self.image_tokenizer.model.quantizer.vectors() if from_codebook else None
+        extend_embeddings(model, len(self.tokenizer), self.layout, vectors, seed)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds; the text tokenizer and the image tokenizer have files of their own."""

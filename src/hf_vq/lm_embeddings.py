@@ -1,0 +1,46 @@
+"""Embeddings and scores of image tokens in a language model that knows none yet."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_vq.image_layout import ImageLayout
+from hf_vq.models.fourier_features import fourier_features
+
+__all__ = ["extend_embeddings"]
+
+
+@torch.no_grad()
+def extend_embeddings(
+    model: Any, vocab_size: int, layout: ImageLayout, vectors: Tensor | None = None, seed: int = 0
+) -> None:
+    """Gives a language model embeddings, and scores, of `vocab_size` ids; the rows it has stay to the bit.
+
+    Args:
+        model: a causal LM. One that has as many rows already keeps them all.
+        vocab_size: ids of text and images together.
+        layout: which of them belong to images.
+        vectors: (M, K, D), the codes: image tokens begin alike where these are close, as the mean of the old rows and
+            random features of the codes with the old rows' deviation. None: as the model begins new rows.
+        seed: of those features.
+    """
+    if model.get_input_embeddings().weight.shape[0] < vocab_size:
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    if vectors is None:
+        return
+    embeddings, scores = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [embeddings] if scores is None or scores.weight is embeddings.weight else [embeddings, scores]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for table in tables:
+            _start(table.weight, layout, vectors.float().cpu())
+
+
+def _start(weight: Tensor, layout: ImageLayout, vectors: Tensor) -> None:
+    known = weight[: min(layout.marker_ids)].float()
+    mean, deviation = known.mean(0), known.std()
+    for codebook, own in enumerate(vectors):
+        ids = layout.ids_of(codebook)
+        features = fourier_features(own, weight.shape[1]).to(weight.device)
+        weight[ids.start : ids.stop] = (mean + deviation * features).to(weight)
