@@ -1,4 +1,4 @@
-"""The command `hf-vq`: encode images, decode tokens, sample images, measure, draw, publish or convert a model."""
+"""The command `hf-vq`: encode images, decode tokens, sample images, measure, draw, publish, convert or show a model."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_vq.commands.convert import add_convert
+from hf_vq.commands.demo import add_demo
 from hf_vq.commands.evaluate import add_evaluate
 from hf_vq.commands.plot import add_plot
 from hf_vq.commands.publish import add_publish
@@ -50,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of `hf-vq`; no flag may be abbreviated."""
     parser = argparse.ArgumentParser(prog="hf-vq", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot,tokenize,publish,convert}"
+        dest="command", required=True, metavar="{encode,decode,sample,evaluate,plot,tokenize,publish,convert,demo}"
     )
     add_encode(commands)
     add_decode(commands)
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_tokenize(commands)
     add_publish(commands)
     add_convert(commands)
+    add_demo(commands)
     return parser
 
 

@@ -1,0 +1,255 @@
+"""The page of `hf-vq demo`, on Gradio (extra `demo`): a picture's tokens to look at, change, mix, and draw anew."""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+from transformers.utils import cached_file
+
+from hf_vq.reference_tokens import REFERENCE_FILE
+from hf_vq.token_desk import DARK, PATTERNS, Seen, TokenDesk, Tokens, enlarged
+from hf_vq.tokenizer import ImageTokenizer
+
+__all__ = ["load_desk", "make_page"]
+
+CSS = """
+.gradio-container {max-width: 1180px !important; margin: auto}
+.swatches {display: flex; flex-wrap: wrap; gap: 6px}
+.swatch {border-radius: 6px; padding: 6px 8px; min-width: 62px; text-align: center; font: 12px/1.3 ui-monospace}
+.pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
+"""
+NO_PICTURE = "Put in a picture, or take one from below."
+
+
+def load_desk(model: str, prior: str | None = None, device: str = "cpu", **kwargs: Any) -> TokenDesk:
+    """A tokenizer by name or folder, and a prior over its tokens.
+
+    Args:
+        model, prior: names on the Hub, or folders.
+        device: where both run.
+        kwargs: for `from_pretrained` of the tokenizer: revision, trust_remote_code.
+    """
+    tokenizer = ImageTokenizer.from_pretrained(model, device=device, **kwargs)
+    if prior is None:
+        return TokenDesk(tokenizer)
+    parts: dict[str, Any] = {"decoder": tokenizer.model, "image_processor": tokenizer.processor}
+    return TokenDesk(tokenizer, pipeline("unconditional-image-generation", model=prior, device=device, **parts))  # type: ignore[call-overload]  # a registered task
+
+
+def examples_of(model: str, **kwargs: Any) -> list[Image.Image]:
+    """The pictures that lie beside a published tokenizer; [] where there are none."""
+    file = cached_file(model, REFERENCE_FILE, _raise_exceptions_for_missing_entries=False, **kwargs)
+    if file is None or not os.path.isfile(file):
+        return []
+    return [enlarged(image[None]) for image in load_file(file)["images"]]
+
+
+def make_page(desk: TokenDesk, name: str, examples: list[Image.Image] | None = None) -> gr.Blocks:
+    """The page of a tokenizer.
+
+    Args:
+        desk: what the page shows.
+        name: of the model, for the headline.
+        examples: pictures to begin with.
+    """
+    with gr.Blocks(title=f"hf_vq: {name}") as page:
+        gr.Markdown(headline(desk, name))
+        with gr.Tab("Look and change"):
+            look_and_change(desk, examples or [])
+        with gr.Tab("Mix two"):
+            mix_two(desk, examples or [])
+        if desk.prior is not None:
+            with gr.Tab("Draw new ones"):
+                draw_new_ones(desk)
+    return page
+
+
+def headline(desk: TokenDesk, name: str) -> str:
+    """What the tokenizer is."""
+    config = desk.config
+    several = f" x {config.num_codebooks}" if config.num_codebooks > 1 else ""
+    grid = " x ".join(map(str, config.grid_size)) + several
+    size = f"{config.image_size} x {config.image_size}"
+    return f"## {name}\nA picture of {size} pixels is {grid} tokens of {config.codebook_size} codes."
+
+
+def facts(desk: TokenDesk, seen: Seen) -> str:
+    """Bits and PSNR in words."""
+    pixels = desk.config.num_channels * desk.config.image_size**2 * 8
+    return f"**{seen.bits:,.0f} bits** instead of {pixels:,} of the pixels, **{seen.psnr:.1f} dB** PSNR."
+
+
+def picture(label: str, **kwargs: Any) -> gr.Image:
+    """A place for a picture that the page makes, its name above it."""
+    kwargs |= {"type": "pil", "format": "png", "interactive": False, "buttons": ["download"], "show_label": False}
+    with gr.Column(min_width=240):
+        gr.Markdown(f"**{label}**")
+        return gr.Image(label=label, elem_classes="pixelated", **kwargs)
+
+
+def upload(label: str, **kwargs: Any) -> gr.Image:
+    """A place for a picture that one puts in, its name above it."""
+    kwargs |= {"type": "pil", "format": "png", "image_mode": None, "sources": ["upload", "clipboard"]}
+    with gr.Column(min_width=240):
+        gr.Markdown(f"**{label}**")
+        return gr.Image(label=label, elem_classes="upload", show_label=False, **kwargs)
+
+
+def look_and_change(desk: TokenDesk, examples: list[Image.Image]) -> None:
+    """A picture, its tokens, what they keep; a click on a token shows its neighbours, and another code can be set."""
+    tokens = gr.State()
+    with gr.Row(equal_height=True):
+        image = upload("Your picture", elem_id="picture")
+        grid = picture("Its tokens: click one", elem_id="tokens")
+        reconstruction = picture("What they keep of it", elem_id="reconstruction")
+    if examples:
+        gr.Examples(examples, image, label="Pictures", examples_per_page=8)
+    words = gr.Markdown(NO_PICTURE, elem_id="facts")
+    with gr.Row(equal_height=True):
+        row, column, code = (gr.Number(0, label=name, precision=0, min_width=90) for name in ("Row", "Column", "Code"))
+        codebook = gr.Number(0, label="Codebook", precision=0, min_width=90, visible=desk.config.num_codebooks > 1)
+        change = gr.Button("Set this code", variant="primary", min_width=140, elem_id="change")
+    swatches = gr.HTML(elem_id="neighbours")
+    with gr.Accordion("All tokens as JSON", open=False):
+        text = gr.Code(language="json", lines=4, max_lines=12, label="Tokens", elem_id="json")
+        decode = gr.Button("Decode these", elem_id="decode")
+
+    def see(image: Image.Image | None, codebook: int) -> tuple[Any, ...]:
+        if image is None:
+            return None, None, None, NO_PICTURE, "", None
+        seen = desk.see(image)
+        return (
+            seen.tokens,
+            desk.draw_grid(seen.tokens, codebook),
+            seen.reconstruction,
+            facts(desk, seen),
+            "",
+            as_text(seen.tokens),
+        )
+
+    def look_up(tokens: Any, row: int, column: int, codebook: int) -> tuple[Any, ...]:
+        require_tokens(tokens)
+        near = desk.neighbours(tokens, row, column, codebook)
+        return desk.draw_grid(tokens, codebook, (row, column)), near[0]["code"], as_swatches(near)
+
+    def click(tokens: Any, codebook: int, event: gr.SelectData) -> tuple[Any, ...]:
+        require_tokens(tokens)
+        row, column = desk.place_of(tokens, *map(int, event.index))
+        return row, column, *look_up(tokens, row, column, codebook)
+
+    def set_code(tokens: Any, row: int, column: int, code: int, codebook: int) -> tuple[Any, ...]:
+        require_tokens(tokens)
+        changed = desk.change(tokens, row, column, code, codebook)
+        grid, code, swatches = look_up(changed, row, column, codebook)
+        return changed, grid, desk.decode(changed), swatches, as_text(changed)
+
+    def read(text: str, codebook: int) -> tuple[Any, ...]:
+        tokens = from_text(text)
+        return tokens, desk.draw_grid(tokens, codebook), desk.decode(tokens)
+
+    place = [row, column]
+    image.change(told(see), [image, codebook], [tokens, grid, reconstruction, words, swatches, text], api_name="encode")
+    grid.select(told(click), [tokens, codebook], [*place, grid, code, swatches], api_visibility="private")
+    row.submit(told(look_up), [tokens, *place, codebook], [grid, code, swatches], api_name="neighbours")
+    inputs, made = [tokens, *place, code, codebook], [tokens, grid, reconstruction, swatches, text]
+    change.click(told(set_code), inputs, made, api_name="change")
+    decode.click(told(read), [text, codebook], [tokens, grid, reconstruction], api_name="decode")
+
+
+def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
+    """Tokens of two pictures in one grid, decoded."""
+    with gr.Row(equal_height=True):
+        first, second = upload("First", elem_id="first"), upload("Second", elem_id="second")
+        grid = picture("Their tokens", elem_id="mixed-tokens")
+        result = picture("Together", elem_id="mixed")
+    if len(examples) > 1:
+        pairs = [[one, other] for one, other in zip(examples[::2], examples[1::2], strict=False)]
+        gr.Examples(pairs, [first, second], label="Pictures", examples_per_page=4)
+    with gr.Row():
+        pattern = gr.Radio(list(PATTERNS), value=PATTERNS[0], label="Which tokens from where")
+        share = gr.Slider(0, 1, 0.5, step=0.05, label="Of the second")
+
+    def mix(first: Image.Image | None, second: Image.Image | None, pattern: str, share: float) -> tuple[Any, ...]:
+        if first is None or second is None:
+            return None, None
+        tokens = desk.mix(desk.see(first).tokens, desk.see(second).tokens, pattern, share)
+        return desk.draw_grid(tokens), desk.decode(tokens)
+
+    inputs: list[Any] = [first, second, pattern, share]
+    for number, control in enumerate(inputs):
+        shown: dict[str, Any] = {"api_name": "mix"} if number == 0 else {"api_visibility": "private"}
+        control.change(told(mix), inputs, [grid, result], **shown)
+
+
+def draw_new_ones(desk: TokenDesk) -> None:
+    """Samples of the prior, by class where it has classes."""
+    classes = [("any", -1), *((name, label) for label, name in enumerate(desk.class_names))]
+    with gr.Row():
+        label = gr.Dropdown(classes, value=-1, label="Class", visible=len(classes) > 1, elem_id="class")
+        guidance = gr.Slider(1, 5, 1, step=0.25, label="Guidance: closer to the class", visible=len(classes) > 1)
+        temperature = gr.Slider(0.5, 1.5, 1, step=0.05, label="Temperature: lower is safer")
+        seed = gr.Number(0, precision=0, label="Seed")
+    draw = gr.Button("Draw eight", variant="primary", elem_id="draw")
+    shape: dict[str, Any] = {"columns": 4, "object_fit": "contain", "format": "png"}
+    gallery = gr.Gallery(label="Drawn", **shape, elem_id="drawn", elem_classes="pixelated")
+
+    def sample(label: int, guidance: float, temperature: float, seed: int) -> list[Image.Image]:
+        return desk.sample(label, guidance if label >= 0 else 1.0, temperature, seed=seed)
+
+    draw.click(told(sample), [label, guidance, temperature, seed], gallery, api_name="sample")
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose ValueErrors the page shows to people."""
+
+    @functools.wraps(function)
+    def tell(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return tell
+
+
+def require_tokens(tokens: Any) -> None:
+    """Raises a ValueError unless there are some."""
+    if tokens is None:
+        raise ValueError(NO_PICTURE)
+
+
+def as_text(tokens: Tokens) -> str:
+    """A line a row."""
+    return "[" + ",\n ".join(json.dumps(row) for row in tokens) + "]"
+
+
+def from_text(text: str) -> Tokens:
+    """Raises: ValueError for what is no JSON list."""
+    try:
+        tokens = json.loads(text or "")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the tokens are not JSON: {error}") from error
+    if not isinstance(tokens, list):
+        raise ValueError("the tokens are a list of rows")
+    return tokens
+
+
+def as_swatches(near: list[dict[str, Any]]) -> str:
+    """A code's neighbours as coloured chips."""
+    chips = "".join(
+        f'<div class="swatch" style="background:{code["colour"]};color:{ink_on(code["colour"])}">'
+        f"<b>{code['code']}</b><br>{code['distance']:.2f}</div>"
+        for code in near
+    )
+    return f"<p>The code, and those nearest to it, with their distances:</p><div class='swatches'>{chips}</div>"
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever can be read on #rrggbb."""
+    return "white" if sum(bytes.fromhex(colour[1:])) < DARK else "black"
