@@ -19,7 +19,8 @@ from hf_vq.tokenizer import ImageTokenizer
 __all__ = ["load_desk", "make_page"]
 
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: auto}
+.gradio-container {max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: auto}
+#drawn .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
 .swatches {display: flex; flex-wrap: wrap; gap: 6px}
 .swatch {border-radius: 6px; padding: 6px 8px; min-width: 62px; text-align: center; font: 12px/1.3 ui-monospace}
 .pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
@@ -60,12 +61,12 @@ def make_page(desk: TokenDesk, name: str, examples: list[Image.Image] | None = N
     """
     with gr.Blocks(title=f"hf_vq: {name}") as page:
         gr.Markdown(headline(desk, name))
-        with gr.Tab("Look and change"):
+        with gr.Tab("Look"):
             look_and_change(desk, examples or [])
-        with gr.Tab("Mix two"):
+        with gr.Tab("Mix"):
             mix_two(desk, examples or [])
         if desk.prior is not None:
-            with gr.Tab("Draw new ones"):
+            with gr.Tab("Draw"):
                 draw_new_ones(desk)
     return page
 
@@ -172,8 +173,8 @@ def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
         pairs = [[one, other] for one, other in zip(examples[::2], examples[1::2], strict=False)]
         gr.Examples(pairs, [first, second], label="Pictures", examples_per_page=4)
     with gr.Row():
-        pattern = gr.Radio(list(PATTERNS), value=PATTERNS[0], label="Which tokens from where")
-        share = gr.Slider(0, 1, 0.5, step=0.05, label="Of the second")
+        pattern = gr.Radio(list(PATTERNS), value=PATTERNS[0], label="Which tokens from where", min_width=240)
+        share = gr.Slider(0, 1, 0.5, step=0.05, label="Of the second", min_width=240)
 
     def mix(first: Image.Image | None, second: Image.Image | None, pattern: str, share: float) -> tuple[Any, ...]:
         if first is None or second is None:
@@ -191,13 +192,13 @@ def draw_new_ones(desk: TokenDesk) -> None:
     """Samples of the prior, by class where it has classes."""
     classes = [("any", -1), *((name, label) for label, name in enumerate(desk.class_names))]
     with gr.Row():
-        label = gr.Dropdown(classes, value=-1, label="Class", visible=len(classes) > 1, elem_id="class")
-        guidance = gr.Slider(1, 5, 1, step=0.25, label="Guidance: closer to the class", visible=len(classes) > 1)
-        temperature = gr.Slider(0.5, 1.5, 1, step=0.05, label="Temperature: lower is safer")
-        seed = gr.Number(0, precision=0, label="Seed")
+        label = gr.Dropdown(classes, value=-1, label="Class", visible=len(classes) > 1, min_width=240, elem_id="class")
+        guidance = gr.Slider(1, 5, 1, step=0.25, label="Guidance", visible=len(classes) > 1, min_width=240)
+        temperature = gr.Slider(0.5, 1.5, 1, step=0.05, label="Temperature", min_width=240)
+        seed = gr.Number(0, precision=0, label="Seed", min_width=120)
     draw = gr.Button("Draw eight", variant="primary", elem_id="draw")
-    shape: dict[str, Any] = {"columns": 4, "object_fit": "contain", "format": "png"}
-    gallery = gr.Gallery(label="Drawn", **shape, elem_id="drawn", elem_classes="pixelated")
+    shape: dict[str, Any] = {"columns": 4, "object_fit": "contain", "format": "png", "height": "auto"}
+    gallery = gr.Gallery(label="Drawn", show_label=False, **shape, elem_id="drawn", elem_classes="pixelated")
 
     def sample(label: int, guidance: float, temperature: float, seed: int) -> list[Image.Image]:
         return desk.sample(label, guidance if label >= 0 else 1.0, temperature, seed=seed)
