@@ -105,7 +105,7 @@ def upload(label: str, **kwargs: Any) -> gr.Image:
 def look_and_change(desk: TokenDesk, examples: list[Image.Image]) -> None:
     """A picture, its tokens, what they keep; a click on a token shows its neighbours, and another code can be set."""
     tokens = gr.State()
-    with gr.Row(equal_height=True):
+    with gr.Row():
         image = upload("Your picture", elem_id="picture")
         grid = picture("Its tokens: click one", elem_id="tokens")
         reconstruction = picture("What they keep of it", elem_id="reconstruction")
@@ -165,7 +165,7 @@ def look_and_change(desk: TokenDesk, examples: list[Image.Image]) -> None:
 
 def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
     """Tokens of two pictures in one grid, decoded."""
-    with gr.Row(equal_height=True):
+    with gr.Row():
         first, second = upload("First", elem_id="first"), upload("Second", elem_id="second")
         grid = picture("Their tokens", elem_id="mixed-tokens")
         result = picture("Together", elem_id="mixed")
