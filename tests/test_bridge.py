@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessor
 
 import hf_vq
-from hf_vq.bridge import IGNORED, VQBridge
-from text_tokenizers import MODELS, TOKENIZERS, byte_level, language_model
+from hf_vq.bridge import VQBridge
+from hf_vq.sequence_rows import IGNORED
+from text_tokenizers import MODELS, TOKENIZERS, byte_level, language_model, with_start_and_end
 
 TINY: dict[str, Any] = {"codebook_size": 16, "hidden_channels": [8], "residual_channels": 8, "num_residual_blocks": 1}
 SIDE = 4
@@ -49,7 +50,7 @@ def make(tokenizer: Any = None, row_end: bool = False, **fields: Any) -> VQBridg
 def test_a_sequence_holds_text_and_tokens_and_maps_back(text_tokenizer: Any, row_end: bool, codebooks: int):
     bridge = make(text_tokenizer, row_end, num_codebooks=codebooks)
     images = [picture(0), picture(1)]
-    batch = bridge(images=images, text="a photo<|image|> of a seven <|image|>")
+    batch = bridge(images=images, text="a photo<|vq_image|> of a seven <|vq_image|>")
     ids = batch["input_ids"][0]
     expected = bridge.image_tokenizer(images)["input_ids"]
     spans = bridge.layout.spans(ids)
@@ -68,7 +69,7 @@ def test_a_sequence_holds_text_and_tokens_and_maps_back(text_tokenizer: Any, row
 def test_parts_and_placeholders_give_the_same(text_tokenizer: Any):
     bridge = make(text_tokenizer)
     tokens = bridge.image_tokenizer.encode(picture(3))
-    of_text = bridge(images=[picture(2), picture(3)], text=["a <|image|> photo<|image|>", "seven"])
+    of_text = bridge(images=[picture(2), picture(3)], text=["a <|vq_image|> photo<|vq_image|>", "seven"])
     parts: list[Any] = [
         [
             {"type": "text", "text": "a "},
@@ -80,12 +81,12 @@ def test_parts_and_placeholders_give_the_same(text_tokenizer: Any):
     ]
     assert bridge(parts=parts)["input_ids"] == of_text["input_ids"]
     assert bridge(parts=parts[0])["input_ids"] == of_text["input_ids"][:1]
-    assert bridge(images=[[picture(2), picture(3)], []], text=["a <|image|> photo<|image|>", "seven"]) == of_text
+    assert bridge(images=[[picture(2), picture(3)], []], text=["a <|vq_image|> photo<|vq_image|>", "seven"]) == of_text
 
 
 def test_batches_are_padded_on_either_side():
     bridge = make()
-    texts = ["a photo of a seven <|image|>", "<|image|>"]
+    texts = ["a photo of a seven <|vq_image|>", "<|vq_image|>"]
     for side in ("left", "right"):
         batch = bridge(
             images=[picture(0), picture(1)],
@@ -104,7 +105,7 @@ def test_batches_are_padded_on_either_side():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_labels_train_what_was_asked_for(side: str):
     bridge = make()
-    texts = ["a photo of a seven <|image|> one", "two <|image|>"]
+    texts = ["a photo of a seven <|vq_image|> one", "two <|vq_image|>"]
     options: dict[str, Any] = {"padding": True, "padding_side": side}
     images = [picture(0), picture(1)]
     ids = bridge(images=images, text=texts, **options)["input_ids"]
@@ -118,15 +119,50 @@ def test_labels_train_what_was_asked_for(side: str):
         assert there == [i for i in row if i not in marks and i != bridge.tokenizer.pad_token_id]
 
 
+def test_parts_can_be_left_out_of_the_labels():
+    bridge = make()
+    question = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "what is this? "}]
+    parts = [*({**part, "train": False} for part in question), {"type": "text", "text": "a seven"}]
+    batch = bridge(parts=parts, labels="all")
+    answer = bridge.tokenizer("a seven")["input_ids"]
+    assert [token for token in batch["labels"][0] if token != IGNORED] == answer
+    assert batch["input_ids"][0][-len(answer) :] == answer
+
+
+def test_text_alone_is_what_the_text_tokenizer_makes_of_it(text_tokenizer: Any):
+    plain = text_tokenizer(["a photo of a seven", "one"])["input_ids"]
+    assert make(text_tokenizer)(text=["a photo of a seven", "one"])["input_ids"] == plain
+
+
+def test_a_tokenizer_with_start_and_end_puts_them_around():
+    bridge = make(with_start_and_end())
+    start, end = bridge.tokenizer.bos_token_id, bridge.tokenizer.eos_token_id
+    ids = bridge(images=picture(0), text="a <|vq_image|>")["input_ids"][0]
+    assert ids[0] == start and ids[-1] == end and ids[-2] == bridge.layout.end_id
+    begun = bridge(text="a", add_image_start=True)["input_ids"][0]
+    assert begun[0] == start and begun[-1] == bridge.layout.start_id and end not in begun
+    assert start not in bridge(text="a", add_special_tokens=False)["input_ids"][0]
+
+
 def test_a_chat_template_takes_images():
     bridge = make()
     bridge.chat_template = (
         "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
-        "{% if c.type == 'image' %}<|image|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if c.type == 'image' %}<|vq_image|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
     )
     content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "seven"}]
     encoded = bridge.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)
     assert bridge.to_parts(encoded["input_ids"])[0][1]["image_tokens"] == bridge.image_tokenizer.encode(picture(0))
+    messages = [[{"role": "user", "content": content}], [{"role": "user", "content": content[1:]}]]
+    batch = bridge.apply_chat_template(messages, tokenize=True, return_dict=True)
+    assert [len(bridge.layout.spans(row)) for row in batch["input_ids"]] == [1, 0]
+
+
+def test_the_text_tokenizers_chat_template_is_kept(tmp_path: Path):
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{{ messages }}"
+    make(tokenizer).save_pretrained(tmp_path)
+    assert make(tokenizer).chat_template == AutoProcessor.from_pretrained(tmp_path).chat_template == "{{ messages }}"
 
 
 # The model's embeddings.
@@ -160,13 +196,47 @@ def test_embeddings_begin_alike_for_codes_that_are_close():
     assert torch.corrcoef(torch.stack([near, alike]))[0, 1] > 0.5
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_what_a_model_learned_stays_when_it_is_asked_again(family: str, tmp_path: Path):
+    bridge = make()
+    model = language_model(family, byte_level())
+    bridge.resize_embeddings(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1.0)
+    learned = model.get_input_embeddings().weight.clone()
+    bridge.resize_embeddings(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    bridge.resize_embeddings(again)
+    assert torch.equal(model.get_input_embeddings().weight, learned)
+    assert torch.equal(again.get_input_embeddings().weight, learned)
+    other = VQBridge(byte_level(), image_tokenizer(seed=1))
+    with pytest.raises(ValueError, match="the language model knows the image tokenizer"):
+        other.resize_embeddings(again)
+
+
+def test_a_model_in_half_precision_takes_them():
+    bridge, model = make(), language_model("llama", byte_level()).bfloat16()
+    bridge.resize_embeddings(model)
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert model.get_input_embeddings().weight.isfinite().all()
+
+
 def test_a_vocabulary_with_room_is_not_cut():
     tokenizer = byte_level()
     model = MODELS["llama"](len(tokenizer) + 100)
     bridge = make(tokenizer)
-    rows = model.get_input_embeddings().weight.shape[0]
+    before = model.get_input_embeddings().weight.clone()
     bridge.resize_embeddings(model)
-    assert model.get_input_embeddings().weight.shape[0] == rows > len(tokenizer)
+    after, images = model.get_input_embeddings().weight, bridge.layout.code_ids
+    assert len(after) == len(before) > len(tokenizer)
+    assert torch.equal(after[: images.start], before[: images.start])
+    assert torch.equal(after[images.stop :], before[images.stop :])
+    prompt = bridge(text="a", return_tensors="pt")
+    sequences = model.generate(
+        **prompt, do_sample=True, temperature=5.0, max_new_tokens=60, logits_processor=[bridge.logits_processor(61)]
+    )
+    assert sequences.max() < len(tokenizer)
 
 
 # Generation.
@@ -188,6 +258,49 @@ def test_what_is_generated_is_a_grid(family: str, row_end: bool, how: dict[str, 
     for parts, text in zip(bridge.to_parts(sequences), texts, strict=True):
         assert parts[0]["text"].strip() == text and parts[1]["image"].size == (8, 8)
         assert len([part for part in parts if part["type"] == "image"]) == 1
+
+
+@pytest.mark.parametrize("row_end", [False, True])
+def test_ten_thousand_sequences_at_temperature_two_are_grids(row_end: bool):
+    """The model begins images by itself, several in a sequence; the prompts differ in length."""
+    bridge, model = make(None, row_end), language_model("llama", byte_level())
+    bridge.resize_embeddings(model, from_codebook=False)
+    texts = [f"{'a photo of ' * (number % 4)}a seven" for number in range(1000)]
+    prompt = bridge(text=texts, padding=True, padding_side="left", return_tensors="pt")
+    length = prompt["input_ids"].shape[1] + 3 * bridge.layout.length
+
+    class MoreImages(LogitsProcessor):
+        """What a model that has learned to draw would do: begin images often."""
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores[:, bridge.layout.start_id] += 8.0
+            return scores
+
+    found = 0
+    torch.manual_seed(0)
+    for _ in range(5):
+        sequences = model.generate(
+            **prompt,
+            do_sample=True,
+            temperature=2.0,
+            top_k=0,
+            max_length=length,
+            logits_processor=[MoreImages(), bridge.logits_processor(length)],
+        )
+        found += sum(len(bridge.layout.spans(row)) for row in sequences.tolist())
+    assert found > 5000
+
+
+def test_other_processors_cannot_leave_the_grid():
+    bridge, model = make(None, row_end=True), language_model("llama", byte_level())
+    bridge.resize_embeddings(model)
+    prompt = bridge(text="a", return_tensors="pt", add_image_start=True)
+    room = bridge.layout.length - 1
+    for how in ({"no_repeat_ngram_size": 1}, {"suppress_tokens": [bridge.layout.end_id, bridge.layout.row_end_id]}):
+        sequences = model.generate(
+            **prompt, **how, do_sample=True, max_new_tokens=room, logits_processor=[bridge.logits_processor()]
+        )
+        assert len(bridge.layout.spans(sequences[0].tolist())) == 1
 
 
 def test_an_image_begins_only_where_it_fits():
@@ -223,7 +336,7 @@ def test_rows_of_a_batch_stand_at_different_places(row_end: bool, codebooks: int
 
 FRESH = """
 import sys, json, torch, hf_vq
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessor
 processor, model = AutoProcessor.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])
 prompt = processor(text=["a photo of a seven"], return_tensors="pt", add_image_start=True)
 grid = processor.logits_processor()
@@ -252,7 +365,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, text_tokenizer: Any):
     bridge.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     assert again.layout == bridge.layout and again.chat_template == bridge.chat_template
-    assert again(images=picture(0), text="<|image|> one") == bridge(images=picture(0), text="<|image|> one")
+    assert again(images=picture(0), text="<|vq_image|> one") == bridge(images=picture(0), text="<|vq_image|> one")
 
 
 def test_another_image_tokenizer_is_refused(tmp_path: Path):
@@ -266,8 +379,8 @@ def test_another_image_tokenizer_is_refused(tmp_path: Path):
 
 def test_it_goes_to_the_hub_and_comes_back(hub: Any, hub_api: Any, run_with_hub: Any, tmp_path: Path):
     make().save_pretrained(tmp_path)
-    hub_api.create_repo("org/bridge")
-    hub_api.upload_folder(repo_id="org/bridge", folder_path=tmp_path)
+    push = "AutoProcessor.from_pretrained(sys.argv[1]).push_to_hub('org/bridge')"
+    run_with_hub(f"import sys, hf_vq\nfrom transformers import AutoProcessor\n{push}", tmp_path)
     load = "AutoProcessor.from_pretrained('org/bridge')"
     script = f"import hf_vq\nfrom transformers import AutoProcessor\nprint({load}.layout)"
     assert str(make().layout) in run_with_hub(script)
@@ -278,23 +391,32 @@ def test_it_goes_to_the_hub_and_comes_back(hub: Any, hub_api: Any, run_with_hub:
 
 def test_bad_input_is_named(tmp_path: Path):
     bridge = make()
-    with pytest.raises(ValueError, match=r"2 places for images .*, and there are 1 images"):
-        bridge(images=[picture(0)], text="<|image|> and <|image|>")
-    with pytest.raises(ValueError, match=r"text 1 holds <\|image_token_3\|>, which only images may"):
-        bridge(text=["a", "b <|image_token_3|>"])
+    with pytest.raises(ValueError, match=r"2 places for images, and there are 1 images"):
+        bridge(images=[picture(0)], text="<|vq_image|> and <|vq_image|>")
+    with pytest.raises(ValueError, match=r"have \[2, 0\] places for images, and the lists of images have \[1, 1\]"):
+        bridge(images=[[picture(0)], [picture(1)]], text=["<|vq_image|><|vq_image|>", "no"])
+    with pytest.raises(ValueError, match=r"the text 'b <\|vq_3\|>' holds <\|vq_3\|>, which only images may"):
+        bridge(text=["a", "b <|vq_3|>"])
     with pytest.raises(ValueError, match="a part is a text without"):
-        bridge(parts=[{"type": "text", "text": "<|image|>"}])
+        bridge(parts=[{"type": "text", "text": "<|vq_image|>"}])
     with pytest.raises(ValueError, match="labels must be one of all, image, text"):
         bridge(text="a", labels="some")
     with pytest.raises(ValueError, match="give text, with its images, or parts"):
         bridge(text="a", parts=[])
+    with pytest.raises(ValueError, match="truncation is not an option of VQBridge"):
+        bridge(text="a", truncation=True)
+    for part in ({"text": "a"}, {"type": "image"}, {"type": "image", "image_tokens": [0.5] * 16}):
+        with pytest.raises(ValueError, match="a part is a text without"):
+            bridge(parts=[part])
+    with pytest.raises(ValueError, match="to_parts takes many sequences, and this is one"):
+        bridge.to_parts(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"an image of 4 x 4 has 16 tokens, and these are 9"):
         bridge(parts=[{"type": "image", "image_tokens": [0] * 9}])
     with pytest.raises(ValueError, match=r"image tokens lie in \[0, 16\)"):
         bridge(parts=[{"type": "image", "image_tokens": [16] * 16}])
-    with pytest.raises(ValueError, match="is cut off after 6 of 17 ids"):
-        bridge(images=[picture(0)], text="<|image|>", truncation=True, max_length=7)
-    with pytest.raises(ValueError, match="give the model their embeddings by resize_embeddings"):
+    with pytest.raises(ValueError, match="a sequence has 18 ids, more than max_length 7: nothing is cut off"):
+        bridge(images=[picture(0)], text="<|vq_image|>", max_length=7)
+    with pytest.raises(ValueError, match="give it their embeddings by resize_embeddings"):
         bridge.logits_processor()(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 50))
 
 
@@ -302,7 +424,7 @@ def test_images_of_another_size_are_refused():
     bridge = make()
     bridge.image_tokenizer.processor.do_resize = bridge.image_tokenizer.processor.do_center_crop = False
     with pytest.raises(ValueError, match="image 1 has a grid of 6 x 4 tokens, and this bridge takes 4 x 4"):
-        bridge(images=[picture(0), picture(1, (12, 8))], text="<|image|><|image|>")
+        bridge(images=[picture(0), picture(1, (12, 8))], text="<|vq_image|><|vq_image|>")
 
 
 def test_sequences_that_are_no_grid_are_refused():
@@ -310,14 +432,17 @@ def test_sequences_that_are_no_grid_are_refused():
     image = bridge.layout.wrap([0] * 16)
     with pytest.raises(ValueError, match="the image that begins at place 1 is cut off after 4 of 17 ids"):
         bridge.to_parts([[0, *image[:5]]])
-    with pytest.raises(ValueError, match="is no 4 x 4 grid: its id 3 is 0, and one of"):
+    with pytest.raises(ValueError, match="is not a 4 x 4 grid: its id 3 is 0, and one of"):
         bridge.to_parts([[*image[:3], 0, *image[4:]]])
-    with pytest.raises(ValueError, match="belongs into an image, and none has begun there"):
+    with pytest.raises(ValueError, match="belongs in an image, and none has begun there"):
         bridge.to_parts([[0, *image[1:]]])
 
 
-def test_a_text_tokenizer_with_tokens_of_another_is_refused():
-    tokenizer = byte_level()
-    make(tokenizer)
-    with pytest.raises(ValueError, match="has 18 tokens of images, and this image tokenizer needs 19"):
-        make(tokenizer, row_end=True)
+def test_a_text_tokenizer_with_tokens_of_another_is_refused(tmp_path: Path):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="were made for the image tokenizer"):
+        VQBridge(AutoTokenizer.from_pretrained(tmp_path), image_tokenizer(seed=1))
+    taken = byte_level()
+    taken.add_tokens(["<|vq_5|>"])
+    with pytest.raises(ValueError, match=r"knows some of <\|vq_0\|> ... <\|vq_15\|> already, as other tokens"):
+        make(taken)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -42,6 +42,15 @@ def sentence_pieces() -> PreTrainedTokenizerFast:
     )
     ends = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
+
+
+def with_start_and_end() -> PreTrainedTokenizerFast:
+    """Pieces of sentences between a start and an end token, as some tokenizers put them of their own accord."""
+    tokenizer = sentence_pieces()
+    ends = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    around = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    tokenizer.backend_tokenizer.post_processor = around
+    return tokenizer
 
 
 TOKENIZERS = {"byte level": byte_level, "sentence pieces": sentence_pieces}

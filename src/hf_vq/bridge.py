@@ -1,8 +1,8 @@
 """Image tokens in front of a language model: one processor of text and images, for any causal LM and its tokenizer."""
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,19 +12,17 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 
 from hf_vq.grid_logits import ImageGridLogitsProcessor
 from hf_vq.image_layout import ImageLayout, Span
+from hf_vq.interleaved import Part, Segment, from_parts, from_text
 from hf_vq.lm_embeddings import extend_embeddings
+from hf_vq.sequence_rows import Piece, Row, make_row, pad_rows
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["VQBridge"]
 
-START, END, ROW_END = "<|image_start|>", "<|image_end|>", "<|image_row_end|>"
-OF_IMAGES = re.compile(r"<\|image_(?:start|end|row_end|token_\d+)\|>")
+START, END, ROW_END, CODE = "<|vq_start|>", "<|vq_end|>", "<|vq_row_end|>", "<|vq_{}|>"
 FOLDER = "image_tokenizer"
-IGNORED = -100
-LABELS = ("all", "image", "text")
-
-Part = dict[str, Any]
-"""{"type": "text", "text": str}, {"type": "image", "image": picture} or {"type": "image", "image_tokens": ids}."""
+FINGERPRINT = "image_tokenizer_fingerprint"
+PADDING = ("padding", "padding_side", "pad_to_multiple_of")
 
 
 class VQBridge(ProcessorMixin):
@@ -38,14 +36,15 @@ class VQBridge(ProcessorMixin):
         tokenizer: of the text; it gets the new tokens.
         image_tokenizer: of the images, all of one size.
         row_end: whether a token marks the end of each row.
-        chat_template: for `apply_chat_template`, with `bridge.image_token` where an image stands.
+        chat_template: for `apply_chat_template`, with `bridge.image_token` where an image stands; by default the text
+            tokenizer's.
         image_tokenizer_fingerprint: what the image tokenizer must have; None for any.
 
     Raises:
-        ValueError: the image tokenizer is another one, or the text tokenizer has image tokens of another.
+        ValueError: the image tokenizer is another one than was asked for, or than the text tokenizer has the tokens of.
     """
 
-    image_token = "<|image|>"
+    image_token = "<|vq_image|>"
     """Where an image stands in a text."""
 
     def __init__(
@@ -56,15 +55,19 @@ class VQBridge(ProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         image_tokenizer_fingerprint: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, chat_template=chat_template)
+        super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
         self.image_tokenizer, self.row_end = image_tokenizer, row_end
-        self.image_tokenizer_fingerprint = image_tokenizer.model.fingerprint()
-        if image_tokenizer_fingerprint not in (None, self.image_tokenizer_fingerprint):
-            raise ValueError(
-                f"this bridge was made for the image tokenizer {image_tokenizer_fingerprint}, and the one at hand is "
-                f"{self.image_tokenizer_fingerprint}: load the one it was made for, whose tokens the model knows"
-            )
+        self.image_tokenizer_fingerprint: str = image_tokenizer.model.fingerprint()
+        for wanted in (image_tokenizer_fingerprint, tokenizer.init_kwargs.get(FINGERPRINT)):
+            if wanted not in (None, self.image_tokenizer_fingerprint):
+                raise ValueError(
+                    f"bridge or text tokenizer were made for the image tokenizer {wanted}, and the one at hand is "
+                    f"{self.image_tokenizer_fingerprint}: load the one whose tokens the language model knows"
+                )
         self.layout = self._extend(tokenizer)
+        with_specials = tokenizer(START)["input_ids"]
+        where = with_specials.index(self.layout.start_id)
+        self._before, self._after = with_specials[:where], with_specials[where + 1 :]
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -75,18 +78,16 @@ class VQBridge(ProcessorMixin):
         """Adds the tokens of images to a text tokenizer, unless it has them."""
         config = self.image_tokenizer.model.config
         count = config.codebook_size * config.num_codebooks
-        added = [START, END, *([ROW_END] if self.row_end else []), *(f"<|image_token_{n}|>" for n in range(count))]
-        known = [token for token in tokenizer.get_added_vocab() if OF_IMAGES.fullmatch(token)]
-        if known and set(known) != set(added):
-            raise ValueError(
-                f"the text tokenizer has {len(known)} tokens of images, and this image tokenizer needs {len(added)}: "
-                f"take the text tokenizer as it was before"
-            )
-        tokenizer.add_tokens(added, special_tokens=True)
-        start, end, *others = tokenizer.convert_tokens_to_ids(added)
-        row_end_id = others[0] if self.row_end else None
+        markers = [START, END, *([ROW_END] if self.row_end else [])]
+        codes = [CODE.format(number) for number in range(count)]
+        tokenizer.add_tokens([*markers, *codes], special_tokens=True)
+        tokenizer.init_kwargs[FINGERPRINT] = self.image_tokenizer_fingerprint
+        start, end, *row_end = tokenizer.convert_tokens_to_ids(markers)
+        first, *others = tokenizer.convert_tokens_to_ids(codes)
+        if others != list(range(first + 1, first + count)):
+            raise ValueError(f"the text tokenizer knows some of {codes[0]} ... {codes[-1]} already, as other tokens")
         sizes = (config.codebook_size, config.num_codebooks, config.grid_size)
-        return ImageLayout(start, end, row_end_id, others[int(self.row_end)], *sizes)
+        return ImageLayout(start, end, row_end[0] if row_end else None, first, *sizes)
 
     def __call__(
         self,
@@ -95,70 +96,88 @@ class VQBridge(ProcessorMixin):
         parts: Sequence[Part] | Sequence[Sequence[Part]] | None = None,
         labels: str | None = None,
         add_image_start: bool = False,
-        **kwargs: Any,
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        **padding: Any,
     ) -> BatchFeature:
-        """Sequences of text and images.
+        """Sequences of text and images; what stands between two images becomes ids by itself.
 
         Args:
-            images: the pictures, in the order in which `image_token` stands in the texts.
+            images: the pictures, in the order in which `image_token` stands in the texts, or a list of them for each.
             text: one text or many.
             parts: instead of images and text, the parts of one sequence or of many: see `Part`.
             labels: "all", "image" or "text" for labels that train everything, the images alone (from image-start to
-                image-end) or the text alone; whatever else, and padding, is -100.
+                image-end) or the text alone; everything else, and padding, is -100.
             add_image_start: end each sequence with image-start, so that a model goes on with an image.
-            kwargs: for the text tokenizer: padding, padding_side, return_tensors, max_length, ...
+            add_special_tokens: whether the text tokenizer's own start and end tokens go around each sequence.
+            max_length: longest sequence. Nothing is cut off: a longer one is an error.
+            return_tensors: "pt" or "np"; None for lists.
+            padding: padding, padding_side, pad_to_multiple_of, as for any text tokenizer.
 
         Returns: input_ids, attention_mask, and perhaps labels.
 
         Raises:
-            ValueError: as many places as images there are not; a text that holds tokens of images; an image of another
-                size than the tokenizer's; a sequence whose images were cut off.
+            ValueError: the numbers of places and images differ; a text that holds tokens of images; an image of another
+                size than the tokenizer's; a sequence longer than max_length; an option that is not known.
         """
-        if (parts is None) == (text is None):
-            raise ValueError("give text, with its images, or parts")
-        if labels not in (None, *LABELS):
-            raise ValueError(f"labels must be one of {', '.join(LABELS)} or None, and is {labels!r}")
-        texts, tokens = self._from_text(text, images) if parts is None else self._from_parts(parts)
-        texts = [each + START * add_image_start for each in self._with_images(texts, tokens)]
-        return_tensors = kwargs.pop("return_tensors", None)
-        data = dict(self.tokenizer(texts, **kwargs))
-        masks = data.get("attention_mask", [[1] * len(ids) for ids in data["input_ids"]])
-        rows = list(zip(data["input_ids"], masks, strict=True))
-        spans = [self._spans(ids, mask, add_image_start) for ids, mask in rows]
-        if labels is not None:
-            data["labels"] = [_labels(*row, found, labels) for row, found in zip(rows, spans, strict=True)]
-        return BatchFeature(data, tensor_type=return_tensors)
+        if (parts is None) == (text is None) or (parts is not None and images is not None):
+            raise ValueError("give text, with its images, or parts, which bring their own")
+        if unknown := [name for name, value in padding.items() if name not in PADDING and value is not None]:
+            raise ValueError(f"{', '.join(unknown)} is not an option of VQBridge: see its call")
+        if parts is None:
+            assert text is not None
+            sequences = from_text(text, images, self.image_token)
+        else:
+            sequences = from_parts(parts, self.image_token)
+        rows = list(self._rows(sequences, labels, add_special_tokens, add_image_start))
+        longest = max((len(row.ids) for row in rows), default=0)
+        if max_length is not None and longest > max_length:
+            raise ValueError(f"a sequence has {longest} ids, more than max_length {max_length}: nothing is cut off")
+        how = {name: padding.get(name) for name in PADDING} | {"max_length": max_length}
+        how["padding"] = how["padding"] or False
+        return pad_rows(rows, self.tokenizer, labels is not None, return_tensors, **how)
 
-    def _from_text(self, text: Any, images: Any) -> tuple[list[str], list[list[int]]]:
-        """Texts with places for images, and the tokens of all images."""
-        nested = isinstance(images, list | tuple) and any(isinstance(image, list | tuple) for image in images)
-        flat = [image for group in images for image in group] if nested else images
-        return [text] if isinstance(text, str) else list(text), self._encode(flat)
+    def _rows(
+        self, sequences: list[list[Segment]], labels: str | None, add_special_tokens: bool, add_image_start: bool
+    ) -> Iterator[Row]:
+        """Each sequence as ids and labels."""
+        segments = list(chain.from_iterable(sequences))
+        images = iter(self._encode([segment.picture for segment in segments if segment.picture is not None]))
+        words = iter(self._words([segment.text for segment in segments if segment.text is not None]))
+        before = self._before if add_special_tokens else []
+        # Who is to go on has not reached the end.
+        after = self._after if add_special_tokens and not add_image_start else []
+        for sequence in sequences:
+            pieces = [Piece(before)]
+            for text, _, image_tokens, train in sequence:
+                if text is not None:
+                    pieces.append(Piece(next(words), train=train))
+                else:
+                    tokens = next(images) if image_tokens is None else image_tokens
+                    pieces.append(Piece(self.layout.wrap(tokens), is_image=True, train=train))
+            pieces += [Piece(after), Piece([self.layout.start_id] * add_image_start, is_image=True)]
+            yield make_row(pieces, labels)
 
-    def _from_parts(self, parts: Any) -> tuple[list[str], list[list[int]]]:
-        """The same of parts; only pictures are encoded."""
-        batch = [parts] if parts and isinstance(parts[0], dict) else parts
-        texts = ["".join(self._text_of(part) for part in sequence) for sequence in batch]
-        of_images = [part for sequence in batch for part in sequence if part["type"] == "image"]
-        encoded = iter(self._encode([part["image"] for part in of_images if "image_tokens" not in part]))
-        return texts, [
-            torch.as_tensor(part["image_tokens"]).flatten().tolist() if "image_tokens" in part else next(encoded)
-            for part in of_images
-        ]
+    def _words(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts, without start and end tokens.
 
-    def _text_of(self, part: Part) -> str:
-        """A part's text, or where it has an image the place of that."""
-        if part["type"] == "image":
-            return self.image_token
-        if part["type"] != "text" or self.image_token in part["text"]:
-            raise ValueError(f"a part is a text without {self.image_token}, or an image, and this is {part!r:.200}")
-        return str(part["text"])
+        Raises: ValueError for a text that holds tokens of images.
+        """
+        found: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for text, ids in zip(texts, found, strict=True):
+            if of_image := next((token for token in ids if self.layout.owns(token)), None):
+                name = self.tokenizer.convert_ids_to_tokens(of_image)
+                raise ValueError(
+                    f"the text {text!r:.100} holds {name}, which only images may: name an image by {self.image_token}"
+                )
+        return found
 
-    def _encode(self, images: Any) -> list[list[int]]:
+    def _encode(self, pictures: list[Any]) -> list[list[int]]:
         """The tokens of pictures, which all have the layout's grid."""
-        if images is None or (isinstance(images, list | tuple) and not images):
+        if not pictures:
             return []
-        encoded = self.image_tokenizer(images)
+        encoded = self.image_tokenizer(pictures)
         for index, grid in enumerate(encoded["image_grid_hw"]):
             if tuple(grid) != tuple(self.layout.grid_size):
                 raise ValueError(
@@ -168,34 +187,17 @@ class VQBridge(ProcessorMixin):
         tokens: list[list[int]] = encoded["input_ids"]
         return tokens
 
-    def _with_images(self, texts: list[str], tokens: list[list[int]]) -> list[str]:
-        """Texts with each `image_token` replaced by the tokens of an image."""
-        for index, text in enumerate(texts):
-            if found := OF_IMAGES.search(text):
-                raise ValueError(
-                    f"text {index} holds {found.group()}, which only images may: name images by {self.image_token}"
-                )
-        places = sum(text.count(self.image_token) for text in texts)
-        if places != len(tokens):
-            raise ValueError(
-                f"the texts have {places} places for images ({self.image_token}), and there are {len(tokens)} images"
-            )
-        written = iter("".join(self.tokenizer.convert_ids_to_tokens(self.layout.wrap(row))) for row in tokens)
-        return [re.sub(re.escape(self.image_token), lambda _: next(written), text) for text in texts]
-
-    def _spans(self, ids: list[int], mask: list[int], is_open: bool = False) -> list[Span]:
-        """The images of a sequence, which may be padded, and if `is_open` end with an image-start."""
-        padding = mask.index(1) if 1 in mask else 0
-        own = [token for token, there in zip(ids, mask, strict=True) if there]
-        own = own[:-1] if is_open and own[-1:] == [self.layout.start_id] else own
-        return [Span(start + padding, stop + padding, tokens) for start, stop, tokens in self.layout.spans(own)]
-
     def to_parts(self, sequences: Tensor | Iterable[Sequence[int]]) -> list[list[Part]]:
         """Sequences of ids as texts and PIL images, the inverse of the call; special tokens of the text are left out.
 
-        Raises: ValueError where an image is cut off or no whole grid.
+        Args:
+            sequences: (B, S), or lists of ids.
+
+        Raises: ValueError where an image is cut off or not a whole grid, and for a single sequence.
         """
         rows = [torch.as_tensor(row).tolist() for row in sequences]
+        if not all(isinstance(row, list) for row in rows):
+            raise ValueError("to_parts takes many sequences, and this is one: put it in a list")
         spans = [self.layout.spans(row) for row in rows]
         tokens = [span.image_tokens for found in spans for span in found]
         grids = [self.layout.grid_size] * len(tokens)
@@ -216,18 +218,29 @@ class VQBridge(ProcessorMixin):
 
     def logits_processor(self, max_length: int | None = None, allow_images: bool = True) -> ImageGridLogitsProcessor:
         """For `generate(logits_processor=[...])`: whole images only; arguments as in `ImageGridLogitsProcessor`."""
-        return ImageGridLogitsProcessor(self.layout, max_length, allow_images)
+        return ImageGridLogitsProcessor(self.layout, len(self.tokenizer), max_length, allow_images)
 
-    def resize_embeddings(self, model: Any, from_codebook: bool = True, seed: int = 0) -> None:
+    def resize_embeddings(self, model: Any, from_codebook: bool = True) -> None:
         """Gives a language model embeddings, and scores, of the new tokens; those it has stay to the bit.
+
+        A model that has them already, by this method, is left as it is.
 
         Args:
             model: the causal LM of the text tokenizer.
             from_codebook: whether image tokens begin alike where their codes are close; see `extend_embeddings`.
-            seed: of their start.
+
+        Raises: ValueError for a model that has those of another image tokenizer.
         """
-        vectors = self.image_tokenizer.model.quantizer.vectors() if from_codebook else None
-        extend_embeddings(model, len(self.tokenizer), self.layout, vectors, seed)
+        known = getattr(model.config, FINGERPRINT, None)
+        if known not in (None, self.image_tokenizer_fingerprint):
+            raise ValueError(
+                f"the language model knows the image tokenizer {known}, and this bridge has "
+                f"{self.image_tokenizer_fingerprint}"
+            )
+        if known is None:
+            vectors = self.image_tokenizer.model.quantizer.vectors() if from_codebook else None
+            extend_embeddings(model, len(self.tokenizer), self.layout, vectors)
+            setattr(model.config, FINGERPRINT, self.image_tokenizer_fingerprint)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds; the text tokenizer and the image tokenizer have files of their own."""
@@ -235,7 +248,7 @@ class VQBridge(ProcessorMixin):
             "processor_class": type(self).__name__,
             "tokenizer_class": type(self.tokenizer).__name__,
             "row_end": self.row_end,
-            "image_tokenizer_fingerprint": self.image_tokenizer_fingerprint,
+            FINGERPRINT: self.image_tokenizer_fingerprint,
         }
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
@@ -265,19 +278,8 @@ class VQBridge(ProcessorMixin):
         if "image_tokenizer" not in kwargs:
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
             given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+            folder = "/".join([*filter(None, [kwargs.get("subfolder")]), FOLDER])
             settings["image_tokenizer"] = ImageTokenizer.from_pretrained(
-                pretrained_model_name_or_path, subfolder=FOLDER, **given
+                pretrained_model_name_or_path, subfolder=folder, **given
             )
         return settings, rest
-
-
-def _labels(ids: list[int], mask: list[int], spans: list[Span], kind: str) -> list[int]:
-    """The ids that are to be trained, -100 for the others."""
-    in_image = [False] * len(ids)
-    for span in spans:
-        in_image[span.start : span.stop] = [True] * (span.stop - span.start)
-    wanted = {"all": (True, True), "image": (True, False), "text": (False, True)}[kind]
-    return [
-        token if there and wanted[0 if image else 1] else IGNORED
-        for token, there, image in zip(ids, mask, in_image, strict=True)
-    ]

@@ -73,6 +73,10 @@ class ImageLayout:
         """The ids of image-start, image-end and row-end."""
         return [self.start_id, self.end_id, *([] if self.row_end_id is None else [self.row_end_id])]
 
+    def owns(self, token_id: int) -> bool:
+        """Whether an id belongs to images."""
+        return token_id in self.code_ids or token_id in self.marker_ids
+
     def wrap(self, image_tokens: Sequence[int]) -> list[int]:
         """The ids of an image, from image-start to image-end.
 
@@ -86,8 +90,8 @@ class ImageLayout:
             raise ValueError(
                 f"an image of {self._grid} has {codes} tokens, and these are {len(image_tokens)}: all have one size"
             )
-        if not all(0 <= token < self.codebook_size for token in image_tokens):
-            raise ValueError(f"image tokens lie in [0, {self.codebook_size}), and these reach {max(image_tokens)}")
+        if odd := [token for token in image_tokens if not 0 <= token < self.codebook_size]:
+            raise ValueError(f"image tokens lie in [0, {self.codebook_size}), and one is {odd[0]}")
         body = [ids[next(tokens)] if ids[0] in self.code_ids else ids[0] for ids in self.plan]
         return [self.start_id, *body]
 
@@ -96,14 +100,13 @@ class ImageLayout:
 
         Raises: ValueError where an image is cut short, or an id of images stands outside of one.
         """
-        of_images = {*self.code_ids, *self.marker_ids}
         spans, place = [], 0
         while place < len(ids):
             if ids[place] == self.start_id:
                 spans.append(self._span(ids, place))
                 place = spans[-1].stop
-            elif ids[place] in of_images:
-                raise ValueError(f"id {ids[place]} at place {place} belongs into an image, and none has begun there")
+            elif self.owns(ids[place]):
+                raise ValueError(f"id {ids[place]} at place {place} belongs in an image, and none has begun there")
             else:
                 place += 1
         return spans
@@ -113,8 +116,8 @@ class ImageLayout:
         for offset, (found, allowed) in enumerate(zip(body, self.plan, strict=False), start=1):
             if found not in allowed:
                 raise ValueError(
-                    f"the image that begins at place {start} is no {self._grid} grid: its id {offset} is {found}, and "
-                    f"{_named(allowed)} was to come"
+                    f"the image that begins at place {start} is not a {self._grid} grid: its id {offset} is {found}, "
+                    f"and {_named(allowed)} was to come"
                 )
         if len(body) < len(self.plan):
             raise ValueError(

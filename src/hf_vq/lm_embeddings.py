@@ -12,18 +12,15 @@ __all__ = ["extend_embeddings"]
 
 
 @torch.no_grad()
-def extend_embeddings(
-    model: Any, vocab_size: int, layout: ImageLayout, vectors: Tensor | None = None, seed: int = 0
-) -> None:
-    """Gives a language model embeddings, and scores, of `vocab_size` ids; the rows it has stay to the bit.
+def extend_embeddings(model: Any, vocab_size: int, layout: ImageLayout, vectors: Tensor | None = None) -> None:
+    """Gives a language model embeddings, and scores, of `vocab_size` ids; the rows of text stay to the bit.
 
     Args:
-        model: a causal LM. One that has as many rows already keeps them all.
+        model: a causal LM. One with more rows keeps them, and the images take those after the text's.
         vocab_size: ids of text and images together.
         layout: which of them belong to images.
-        vectors: (M, K, D), the codes: image tokens begin alike where these are close, as the mean of the old rows and
-            random features of the codes with the old rows' deviation. None: as the model begins new rows.
-        seed: of those features.
+        vectors: (M, K, D), the codes: image tokens begin alike where these are close, as the mean of the rows of text
+            and random features of the codes with their deviation. None: as the model begins new rows.
     """
     if model.get_input_embeddings().weight.shape[0] < vocab_size:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -31,8 +28,8 @@ def extend_embeddings(
         return
     embeddings, scores = model.get_input_embeddings(), model.get_output_embeddings()
     tables = [embeddings] if scores is None or scores.weight is embeddings.weight else [embeddings, scores]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
         for table in tables:
             _start(table.weight, layout, vectors.float().cpu())
 

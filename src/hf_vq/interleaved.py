@@ -1,0 +1,98 @@
+"""Text and images in turn: what comes in as a text with places for images, or as a list of parts, as segments."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Part", "Segment", "from_parts", "from_text"]
+
+Part = dict[str, Any]
+"""{"type": "text", "text": str}, {"type": "image", "image": picture} or {"type": "image", "image_tokens": ids}; with
+"train": False, no labels come of it."""
+
+
+class Segment(NamedTuple):
+    """A stretch of text, a picture that is yet to be encoded, or the tokens of an image: one of the three.
+
+    Attributes:
+        text, picture, image_tokens: the content; the other two are None.
+        train: whether labels come of it.
+    """
+
+    text: str | None = None
+    picture: Any = None
+    image_tokens: list[int] | None = None
+    train: bool = True
+
+
+def from_text(text: str | Sequence[str], images: Any, place: str) -> list[list[Segment]]:
+    """Segments of texts that have `place` where an image stands.
+
+    Args:
+        text: one text or many.
+        images: one picture; the pictures of all texts in order; or a list of pictures for each text; or None.
+
+    Raises: ValueError unless there are as many pictures as places.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    places = [each.count(place) for each in texts]
+    pictures = _one_list_each(images, places)
+    found = []
+    for each, own in zip(texts, pictures, strict=True):
+        first, *rest = each.split(place)
+        segments = [Segment(text=first)]
+        for picture, words in zip(own, rest, strict=True):
+            segments += [Segment(picture=picture), Segment(text=words)]
+        found.append([segment for segment in segments if segment.text != ""])
+    return found
+
+
+def _one_list_each(images: Any, places: list[int]) -> list[list[Any]]:
+    """The pictures of each text."""
+    given = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+    if given and all(isinstance(group, list | tuple) for group in given):
+        counts = [len(group) for group in given]
+        if counts != places:
+            raise ValueError(f"the texts have {places} places for images, and the lists of images have {counts}")
+        return [list(group) for group in given]
+    if len(given) != sum(places):
+        raise ValueError(f"the texts have {sum(places)} places for images, and there are {len(given)} images")
+    pictures = iter(given)
+    return [[next(pictures) for _ in range(count)] for count in places]
+
+
+def from_parts(parts: Sequence[Part] | Sequence[Sequence[Part]], place: str) -> list[list[Segment]]:
+    """Segments of the parts of one sequence, or of many; texts that follow each other are one.
+
+    Raises: ValueError that names a part which is none, or has `place` in its text.
+    """
+    batch: Iterable[Any] = [parts] if parts and isinstance(parts[0], dict) else parts
+    return [_joined([_segment(part, place) for part in sequence]) for sequence in batch]
+
+
+def _segment(part: Any, place: str) -> Segment:
+    kind, train = part.get("type"), bool(part.get("train", True))
+    if kind == "text" and isinstance(part.get("text"), str) and place not in part["text"]:
+        return Segment(text=part["text"], train=train)
+    if kind == "image" and part.get("image_tokens") is not None:
+        tokens = np.asarray(part["image_tokens"])
+        if tokens.dtype.kind in "iu":
+            return Segment(image_tokens=tokens.ravel().tolist(), train=train)
+    elif kind == "image" and part.get("image") is not None:
+        return Segment(picture=part["image"], train=train)
+    raise ValueError(
+        f"a part is a text without {place}, or an image with a picture or with integer image_tokens, and this is "
+        f"{part!r:.200}"
+    )
+
+
+def _joined(segments: list[Segment]) -> list[Segment]:
+    joined: list[Segment] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if last and last.text is not None and segment.text is not None and last.train == segment.train:
+            joined[-1] = last._replace(text=last.text + segment.text)
+        else:
+            joined.append(segment)
+    return joined
