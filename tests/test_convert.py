@@ -30,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "layers_per_block": 3,
         "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 2, "mid_block_add_attention": False,
     },
-    "wide middle": {
+    "a larger codebook": {
         "block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2, "num_vq_embeddings": 1024, "vq_embed_dim": 4, "act_fn": "swish",
     },
@@ -77,6 +77,9 @@ def test_tokens_and_pixels_are_those_of_the_original(name: str, dtype: torch.dty
     assert len(tokens.unique()) > 8
     expected = model.decode(quantized, force_not_quantize=True).sample
     torch.testing.assert_close(ours.decode(quantized_last_hidden_state=quantized).pixel_values, expected, **close)
+    whole = model(images).sample
+    if not found.num_differing:
+        torch.testing.assert_close(ours.decode(encoded.image_tokens).pixel_values, whole, **close)
     assert ours.config.commitment_weight == 1.0 and "0.25" in ours.config.converted_from["loss"]
 
 
@@ -85,7 +88,18 @@ def test_the_command_converts_a_model_of_a_pipeline(tmp_path: Path, capsys: pyte
     arguments = [str(tmp_path / "pipeline"), "--subfolder", "vqvae", "--output", str(tmp_path / "ours")]
     assert main(["convert", *arguments]) == 0
     assert "ImageTokenizer(VQVAEModel, vocab_size=256, grid=32x32)" in capsys.readouterr().out
-    assert len(ImageTokenizer.from_pretrained(tmp_path / "ours")) == 256
+    tokenizer = ImageTokenizer.from_pretrained(tmp_path / "ours")
+    assert len(tokenizer) == 256 and tokenizer.model.config.image_size == 32
+    assert main(["convert", *arguments, "--image_size", "64"]) == 0
+    assert ImageTokenizer.from_pretrained(tmp_path / "ours").model.config.image_size == 64
+
+
+def test_a_model_of_a_pipeline_with_other_pixels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    original("defaults").save_pretrained(tmp_path / "pipeline" / "vqvae")
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "AmusedPipeline"}')
+    arguments = [str(tmp_path / "pipeline"), "--subfolder", "vqvae", "--output", str(tmp_path / "ours")]
+    assert main(["convert", *arguments]) == 2
+    assert "is a AmusedPipeline, whose VQModel takes pixels in [0, 1]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -97,7 +111,9 @@ def test_the_command_converts_a_model_of_a_pipeline(tmp_path: Path, capsys: pyte
         ({"down_block_types": ["DownBlock2D"]}, "block type DownBlock2D of the VQModel has no counterpart"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "attention stands at other levels"),
         ({"block_out_channels": [32, 32]}, "differ in length"),
-        ({"sample_size": [32, 16]}, r"sample_size \[32, 16\] of the VQModel is not square"),
+        ({"sample_size": [32, 16]}, r"sample_size \[32, 16\] of the VQModel is no side of a square"),
+        ({"sample_size": None}, "sample_size None of the VQModel is no side of a square"),
+        ({"brightness": 1}, "the VQModel's config has brightness, which this converter does not know"),
         ({"_class_name": "AutoencoderKL"}, "_class_name is AutoencoderKL"),
     ],
 )
@@ -109,10 +125,13 @@ def test_what_cannot_be_expressed_is_refused_by_name(config: dict[str, Any], mes
 def test_weights_that_do_not_fit_their_config_are_refused():
     model = original("defaults")
     weights = dict(model.state_dict())
-    with pytest.raises(ValueError, match="codebook.weight is only in one of them"):
+    with pytest.raises(ValueError, match=r"quantizer.codebook.weight \(\), not \(256, 3\)"):
         from_diffusers(model.config, {name: w for name, w in weights.items() if "quantize." not in name})
-    with pytest.raises(ValueError, match="decoder.extra.weight of the VQModel has no counterpart"):
-        from_diffusers(model.config, weights | {"decoder.extra.weight": torch.zeros(1)})
+    for name in ("decoder.extra.weight", "encoder.down_blocks.0.resnets.0.time_emb_proj.weight"):
+        with pytest.raises(ValueError, match=f"{name} of the VQModel has no counterpart"):
+            from_diffusers(model.config, weights | {name: torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"encoder.stem.weight \(1,\), not \(16, 3, 3, 3\)"):
+        from_diffusers(model.config, weights | {"encoder.conv_in.weight": torch.zeros(1)})
 
 
 def test_a_pickle_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

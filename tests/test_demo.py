@@ -70,12 +70,13 @@ def test_a_picture_is_encoded_looked_up_changed_and_decoded(client: Any, desk: A
     assert code == seen.tokens[1][2] and swatches.count("swatch") >= 8
 
     new = (code + 1) % 16
-    _, reconstruction, _, text = client.predict(1, 2, new, 0, api_name="/change")
+    _, reconstruction, words, _, text = client.predict(1, 2, 0, new, api_name="/change")
+    assert "dB" not in words
     changed = desk.change(seen.tokens, 1, 2, new)
     assert json.loads(text) == changed
     assert np.array_equal(pixels(reconstruction), np.asarray(desk.decode(changed)))
 
-    _, reconstruction = client.predict(json.dumps(seen.tokens), 0, api_name="/decode")
+    _, reconstruction, _ = client.predict(json.dumps(seen.tokens), 0, api_name="/decode")
     assert np.array_equal(pixels(reconstruction), np.asarray(seen.reconstruction))
 
 
@@ -98,7 +99,7 @@ def test_new_ones_are_drawn(client: Any, desk: Any):
     ("arguments", "name", "message"),
     [
         ((0, 0, 0), "/neighbours", "Put in a picture"),
-        (("[[99]]", 0), "/decode", "codes lie in 0 to 15"),
+        (("[[99]]", 0), "/decode", "codes lie in 0 to 15, and one is 99"),
         (("no", 0), "/decode", "the tokens are not JSON"),
     ],
 )
@@ -124,7 +125,11 @@ def test_a_person_goes_through_the_page(address: str, tmp_path: Path):
         page.wait_for_function("document.querySelector('#facts').innerText.includes('dB')")
         page.click("#tokens img", position={"x": 60, "y": 60})
         page.wait_for_selector("#neighbours .swatch >> nth=7")
-        code = page.locator("input[type=number] >> nth=2")
+        row, column, code = (page.locator(f"input[type=number] >> nth={place}") for place in range(3))
+        assert (row.input_value(), column.input_value()) == ("0", "0")
+        page.click("#tokens img", position={"x": 200, "y": 110})
+        page.wait_for_function("() => document.querySelectorAll('input[type=number]')[1].value === '2'")
+        assert row.input_value() == "1"
         code.fill(str((int(code.input_value()) + 5) % 16))
         page.click("#change")
         page.wait_for_function("(old) => document.querySelector('#reconstruction img').src !== old", arg=before)

@@ -25,6 +25,8 @@ from hf_vq.tokenizer import ImageTokenizer
 __all__ = ["convert", "from_diffusers", "to_config"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+QUIETLY: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+PIPELINES_FROM_ZERO_TO_ONE = ("Amused",)
 CONVENTION = (
     "The source minimises the commitment term with weight 1 and the codebook term with weight 0.25 (the weight that is "
     "meant for the commitment stands at the other term); commitment_weight is that of its commitment term."
@@ -54,13 +56,17 @@ OF_BLOCK = re.compile(
 )
 
 
-def convert(path: str | os.PathLike[str], subfolder: str = "", revision: str | None = None) -> ImageTokenizer:
+def convert(
+    path: str | os.PathLike[str], subfolder: str = "", revision: str | None = None, image_size: int | None = None
+) -> ImageTokenizer:
     """A `VQModel` on the Hub or in a folder, as an image tokenizer of ours.
 
     Args:
         path: name of a Hub repository, or a folder, with config.json and diffusion_pytorch_model.safetensors.
         subfolder: where they are in it, "vqvae" in the repository of a pipeline.
         revision: branch, tag or commit on the Hub.
+        image_size: of the images that it was trained on; by default what its config calls sample_size, which diffusers
+            never reads and which need not be true.
 
     Raises:
         OSError: if there are no such files.
@@ -68,7 +74,16 @@ def convert(path: str | os.PathLike[str], subfolder: str = "", revision: str | N
     """
     config, weights = (_file(path, name, subfolder, revision) for name in ("config.json", WEIGHTS))
     source = json.loads(Path(config).read_text(encoding="utf-8"))
-    return from_diffusers(source, load_file(weights))
+    check_pipeline(path, subfolder, revision)
+    return from_diffusers(source, load_file(weights), image_size)
+
+
+def check_pipeline(path: str | os.PathLike[str], subfolder: str, revision: str | None) -> None:
+    """Raises a ValueError if the model belongs to a pipeline that gives it pixels in [0, 1]: ours are in [-1, 1]."""
+    index = cached_file(path, "model_index.json", revision=revision, **QUIETLY) if subfolder else None
+    pipeline = json.loads(Path(index).read_text(encoding="utf-8")).get("_class_name", "") if index else ""
+    if pipeline.startswith(PIPELINES_FROM_ZERO_TO_ONE):
+        raise ValueError(f"{path} is a {pipeline}, whose VQModel takes pixels in [0, 1]: that has no counterpart here")
 
 
 def _file(path: str | os.PathLike[str], name: str, subfolder: str, revision: str | None) -> str:
@@ -81,28 +96,33 @@ def _file(path: str | os.PathLike[str], name: str, subfolder: str, revision: str
     return found
 
 
-def from_diffusers(source: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ImageTokenizer:
+def from_diffusers(
+    source: Mapping[str, Any], weights: Mapping[str, Tensor], image_size: int | None = None
+) -> ImageTokenizer:
     """An image tokenizer of ours with the weights of a `VQModel`.
 
     Args:
         source: the model's config.
         weights: its state_dict.
+        image_size: as in `convert`.
 
     Raises: ValueError for what has no counterpart here, by name.
     """
-    config = to_config(source)
+    config = to_config(source, image_size)
     model: Any = VQVAEModel(config)
     renamed = {rename(name, config): tensor for name, tensor in weights.items()}
-    own = {name for name in model.state_dict() if name.startswith(("encoder.", "decoder.", "quantizer.codebook."))}
-    if renamed.keys() != own:
-        odd = sorted(renamed.keys() ^ own)
-        raise ValueError(f"weights and config of the VQModel do not fit: {', '.join(odd[:4])} is only in one of them")
+    prefixes = ("encoder.", "decoder.", "quantizer.codebook.")
+    own = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
+    given = {name: tensor.shape for name, tensor in renamed.items()}
+    if odd := sorted(name for name in own | given if own.get(name) != given.get(name)):
+        sizes = ", ".join(f"{name} {tuple(given.get(name, ()))}, not {tuple(own.get(name, ()))}" for name in odd[:3])
+        raise ValueError(f"weights and config of the VQModel do not fit: {sizes}")
     with torch.no_grad():
         model.load_state_dict(renamed, strict=False)
     return ImageTokenizer(model.eval(), VQImageProcessor.for_config(config))
 
 
-def to_config(source: Mapping[str, Any]) -> VQVAEConfig:
+def to_config(source: Mapping[str, Any], image_size: int | None = None) -> VQVAEConfig:
     """The config that expresses a `VQModel`'s; its defaults are diffusers'.
 
     Raises: ValueError for what has no counterpart here, by name.
@@ -110,6 +130,9 @@ def to_config(source: Mapping[str, Any]) -> VQVAEConfig:
     given = DEFAULTS | {name: value for name, value in source.items() if name in DEFAULTS}
     if source.get("_class_name", "VQModel") != "VQModel":
         raise ValueError(f"_class_name is {source['_class_name']}: only VQModel of diffusers can be converted")
+    public = {name for name in source if not name.startswith("_")}
+    if unknown := sorted(public - DEFAULTS.keys() - IRRELEVANT):
+        raise ValueError(f"the VQModel's config has {', '.join(unknown)}, which this converter does not know")
     for name, allowed in EXPRESSED.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} {given[name]!r} of the VQModel has no counterpart here; {allowed} have")
@@ -118,7 +141,7 @@ def to_config(source: Mapping[str, Any]) -> VQVAEConfig:
     config = VQVAEConfig(
         body="unet",
         num_channels=given["in_channels"],
-        image_size=_side(given["sample_size"]),
+        image_size=image_size or _side(given["sample_size"]),
         codebook_size=given["num_vq_embeddings"],
         codebook_dim=given["vq_embed_dim"] or given["latent_channels"],
         quantizer="gradient",
@@ -150,13 +173,15 @@ DEFAULTS: dict[str, Any] = {
     "norm_type": "group",
     "mid_block_add_attention": True,
 }
+IRRELEVANT = {"scaling_factor", "lookup_from_codebook", "force_upcast"}
+"""What touches neither tokens nor pixels."""
 EXPRESSED: dict[str, tuple[Any, ...]] = {"norm_type": ("group",), "act_fn": ("silu", "swish")}
 
 
 def _side(sample_size: Any) -> int:
     sides = set(sample_size) if isinstance(sample_size, list | tuple) else {sample_size}
-    if len(sides) != 1:
-        raise ValueError(f"sample_size {sample_size} of the VQModel is not square")
+    if len(sides) != 1 or None in sides:
+        raise ValueError(f"sample_size {sample_size} of the VQModel is no side of a square: say what image_size is")
     return int(sides.pop())
 
 
@@ -191,9 +216,11 @@ def rename(name: str, config: VQVAEConfig) -> str:
     if found is None:
         raise ValueError(f"{name} of the VQModel has no counterpart here")
     half, level, kind, place = found["half"], found["level"], found["kind"], int(found["place"])
-    if kind in RESAMPLERS:
+    if kind in RESAMPLERS and found["module"] == "conv":
         return f"{half}.{RESAMPLERS[kind]}.{level}.convolution.{tensor}"
-    inner = (RESNET if kind == "resnets" else ATTENTION)[found["module"]]
+    inner = (RESNET if kind == "resnets" else ATTENTION).get(found["module"])
+    if inner is None:
+        raise ValueError(f"{name} of the VQModel has no counterpart here")
     if level is None:
         attends = config.middle_attention
         stage, position = f"{half}.middle", 1 if kind == "attentions" else place * (1 + attends)

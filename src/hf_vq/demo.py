@@ -13,11 +13,13 @@ from transformers import pipeline
 from transformers.utils import cached_file
 
 from hf_vq.reference_tokens import REFERENCE_FILE
-from hf_vq.token_desk import DARK, PATTERNS, Seen, TokenDesk, Tokens, enlarged
+from hf_vq.token_desk import DARK, PATTERNS, Seen, TokenDesk, Tokens
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["load_desk", "make_page"]
 
+# The model is one, and switches of torch that belong to the process are set while it runs.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
 .gradio-container {max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: auto}
 #drawn .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
@@ -25,7 +27,10 @@ CSS = """
 .swatch {border-radius: 6px; padding: 6px 8px; min-width: 62px; text-align: center; font: 12px/1.3 ui-monospace}
 .pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
 """
-NO_PICTURE = "Put in a picture, or take one from below."
+LARGEST_FILE = "20mb"
+PLACE = ("Row", "Column", "Code")
+NO_PICTURE = "Put in a picture."
+CHANGED = "These tokens are changed ones: there is no picture to compare with."
 
 
 def load_desk(model: str, prior: str | None = None, device: str = "cpu", **kwargs: Any) -> TokenDesk:
@@ -48,7 +53,7 @@ def examples_of(model: str, **kwargs: Any) -> list[Image.Image]:
     file = cached_file(model, REFERENCE_FILE, _raise_exceptions_for_missing_entries=False, **kwargs)
     if file is None or not os.path.isfile(file):
         return []
-    return [enlarged(image[None]) for image in load_file(file)["images"]]
+    return [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in load_file(file)["images"]]
 
 
 def make_page(desk: TokenDesk, name: str, examples: list[Image.Image] | None = None) -> gr.Blocks:
@@ -62,7 +67,7 @@ def make_page(desk: TokenDesk, name: str, examples: list[Image.Image] | None = N
     with gr.Blocks(title=f"hf_vq: {name}") as page:
         gr.Markdown(headline(desk, name))
         with gr.Tab("Look"):
-            look_and_change(desk, examples or [])
+            Look(desk).build(examples or [])
         with gr.Tab("Mix"):
             mix_two(desk, examples or [])
         if desk.prior is not None:
@@ -80,10 +85,9 @@ def headline(desk: TokenDesk, name: str) -> str:
     return f"## {name}\nA picture of {size} pixels is {grid} tokens of {config.codebook_size} codes."
 
 
-def facts(desk: TokenDesk, seen: Seen) -> str:
+def facts(seen: Seen) -> str:
     """Bits and PSNR in words."""
-    pixels = desk.config.num_channels * desk.config.image_size**2 * 8
-    return f"**{seen.bits:,.0f} bits** instead of {pixels:,} of the pixels, **{seen.psnr:.1f} dB** PSNR."
+    return f"**{seen.bits:,.0f} bits** instead of {8 * seen.size:,} of the pixels, **{seen.psnr:.1f} dB** PSNR."
 
 
 def picture(label: str, **kwargs: Any) -> gr.Image:
@@ -102,65 +106,72 @@ def upload(label: str, **kwargs: Any) -> gr.Image:
         return gr.Image(label=label, elem_classes="upload", show_label=False, **kwargs)
 
 
-def look_and_change(desk: TokenDesk, examples: list[Image.Image]) -> None:
-    """A picture, its tokens, what they keep; a click on a token shows its neighbours, and another code can be set."""
-    tokens = gr.State()
-    with gr.Row():
-        image = upload("Your picture", elem_id="picture")
-        grid = picture("Its tokens: click one", elem_id="tokens")
-        reconstruction = picture("What they keep of it", elem_id="reconstruction")
-    if examples:
-        gr.Examples(examples, image, label="Pictures", examples_per_page=8)
-    words = gr.Markdown(NO_PICTURE, elem_id="facts")
-    with gr.Row(equal_height=True):
-        row, column, code = (gr.Number(0, label=name, precision=0, min_width=90) for name in ("Row", "Column", "Code"))
-        codebook = gr.Number(0, label="Codebook", precision=0, min_width=90, visible=desk.config.num_codebooks > 1)
-        change = gr.Button("Set this code", variant="primary", min_width=140, elem_id="change")
-    swatches = gr.HTML(elem_id="neighbours")
-    with gr.Accordion("All tokens as JSON", open=False):
-        text = gr.Code(language="json", lines=4, max_lines=12, label="Tokens", elem_id="json")
-        decode = gr.Button("Decode these", elem_id="decode")
+class Look:
+    """The first tab: a picture, its tokens, what they keep. A click on a token shows its neighbours; other codes can be
+    set. Its methods answer the page's events with what the components show next."""
 
-    def see(image: Image.Image | None, codebook: int) -> tuple[Any, ...]:
+    def __init__(self, desk: TokenDesk) -> None:
+        self.desk = desk
+
+    def build(self, examples: list[Image.Image]) -> None:
+        """Puts the components on the page."""
+        tokens = gr.State()
+        with gr.Row():
+            image = upload("Your picture", elem_id="picture")
+            grid = picture("Its tokens: click one", elem_id="tokens")
+            reconstruction = picture("What they keep of it", elem_id="reconstruction")
+        if examples:
+            gr.Examples(examples, image, label="Pictures", examples_per_page=8)
+        words = gr.Markdown(NO_PICTURE, elem_id="facts")
+        with gr.Row(equal_height=True):
+            row, column, code = (gr.Number(0, label=name, precision=0, min_width=90) for name in PLACE)
+            several = self.desk.config.num_codebooks > 1
+            codebook = gr.Number(0, label="Codebook", precision=0, min_width=90, visible=several)
+            change = gr.Button("Set this code", variant="primary", min_width=140, elem_id="change")
+        swatches = gr.HTML(elem_id="neighbours")
+        with gr.Accordion("All tokens as JSON", open=False):
+            text = gr.Code(language="json", lines=4, max_lines=12, label="Tokens", elem_id="json")
+            decode = gr.Button("Decode these", elem_id="decode")
+
+        place, shown = [row, column, codebook], [tokens, grid, reconstruction, words, swatches, text]
+        answer(image.change, self.see, [image, codebook], shown, "encode")
+        answer(grid.select, self.click, [tokens, codebook], [row, column, grid, code, swatches])
+        entered = [row.submit, column.submit, codebook.submit]
+        answer(entered, self.look_up, [tokens, *place], [grid, code, swatches], "neighbours")
+        answer(change.click, self.set_code, [tokens, *place, code], shown, "change")
+        answer(decode.click, self.read, [text, codebook], shown[:4], "decode")
+
+    def see(self, image: Image.Image | None, codebook: int) -> tuple[Any, ...]:
+        """A picture was put in, or taken away."""
         if image is None:
             return None, None, None, NO_PICTURE, "", None
-        seen = desk.see(image)
-        return (
-            seen.tokens,
-            desk.draw_grid(seen.tokens, codebook),
-            seen.reconstruction,
-            facts(desk, seen),
-            "",
-            as_text(seen.tokens),
-        )
+        seen = self.desk.see(image)
+        grid = self.desk.draw_grid(seen.tokens, codebook)
+        return seen.tokens, grid, seen.reconstruction, facts(seen), "", as_text(seen.tokens)
 
-    def look_up(tokens: Any, row: int, column: int, codebook: int) -> tuple[Any, ...]:
+    def look_up(self, tokens: Any, row: int, column: int, codebook: int) -> tuple[Any, ...]:
+        """A place was typed."""
         require_tokens(tokens)
-        near = desk.neighbours(tokens, row, column, codebook)
-        return desk.draw_grid(tokens, codebook, (row, column)), near[0]["code"], as_swatches(near)
+        near = self.desk.neighbours(tokens, row, column, codebook)
+        return self.desk.draw_grid(tokens, codebook, (row, column)), near[0]["code"], as_swatches(near)
 
-    def click(tokens: Any, codebook: int, event: gr.SelectData) -> tuple[Any, ...]:
+    def click(self, tokens: Any, codebook: int, event: gr.SelectData) -> tuple[Any, ...]:
+        """A token was clicked."""
         require_tokens(tokens)
-        row, column = desk.place_of(tokens, *map(int, event.index))
-        return row, column, *look_up(tokens, row, column, codebook)
+        row, column = self.desk.place_of(tokens, *map(int, event.index))
+        return row, column, *self.look_up(tokens, row, column, codebook)
 
-    def set_code(tokens: Any, row: int, column: int, code: int, codebook: int) -> tuple[Any, ...]:
+    def set_code(self, tokens: Any, row: int, column: int, codebook: int, code: int) -> tuple[Any, ...]:
+        """Another code is to stand at a place."""
         require_tokens(tokens)
-        changed = desk.change(tokens, row, column, code, codebook)
-        grid, code, swatches = look_up(changed, row, column, codebook)
-        return changed, grid, desk.decode(changed), swatches, as_text(changed)
+        changed = self.desk.change(tokens, row, column, code, codebook)
+        grid, _, swatches = self.look_up(changed, row, column, codebook)
+        return changed, grid, self.desk.decode(changed), CHANGED, swatches, as_text(changed)
 
-    def read(text: str, codebook: int) -> tuple[Any, ...]:
+    def read(self, text: str, codebook: int) -> tuple[Any, ...]:
+        """Tokens were typed."""
         tokens = from_text(text)
-        return tokens, desk.draw_grid(tokens, codebook), desk.decode(tokens)
-
-    place = [row, column]
-    image.change(told(see), [image, codebook], [tokens, grid, reconstruction, words, swatches, text], api_name="encode")
-    grid.select(told(click), [tokens, codebook], [*place, grid, code, swatches], api_visibility="private")
-    row.submit(told(look_up), [tokens, *place, codebook], [grid, code, swatches], api_name="neighbours")
-    inputs, made = [tokens, *place, code, codebook], [tokens, grid, reconstruction, swatches, text]
-    change.click(told(set_code), inputs, made, api_name="change")
-    decode.click(told(read), [text, codebook], [tokens, grid, reconstruction], api_name="decode")
+        return tokens, self.desk.draw_grid(tokens, codebook), self.desk.decode(tokens), CHANGED
 
 
 def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
@@ -183,9 +194,8 @@ def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
         return desk.draw_grid(tokens), desk.decode(tokens)
 
     inputs: list[Any] = [first, second, pattern, share]
-    for number, control in enumerate(inputs):
-        shown: dict[str, Any] = {"api_name": "mix"} if number == 0 else {"api_visibility": "private"}
-        control.change(told(mix), inputs, [grid, result], **shown)
+    moved = [first.change, second.change, pattern.change, share.release]
+    answer(moved, mix, inputs, [grid, result], "mix")
 
 
 def draw_new_ones(desk: TokenDesk) -> None:
@@ -201,9 +211,15 @@ def draw_new_ones(desk: TokenDesk) -> None:
     gallery = gr.Gallery(label="Drawn", show_label=False, **shape, elem_id="drawn", elem_classes="pixelated")
 
     def sample(label: int, guidance: float, temperature: float, seed: int) -> list[Image.Image]:
-        return desk.sample(label, guidance if label >= 0 else 1.0, temperature, seed=seed)
+        return desk.sample(label, guidance, temperature, seed)
 
-    draw.click(told(sample), [label, guidance, temperature, seed], gallery, api_name="sample")
+    answer(draw.click, sample, [label, guidance, temperature, seed], gallery, "sample")
+
+
+def answer(events: Any, function: Callable[..., Any], inputs: Any, outputs: Any, api_name: str | None = None) -> None:
+    """Lets a function answer events; without `api_name` it is no endpoint for programs."""
+    shown: dict[str, Any] = {"api_name": api_name} if api_name else {"api_visibility": "private"}
+    gr.on(events, told(function), inputs, outputs, **shown, **ONE_AT_A_TIME)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,6 +231,8 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        except TypeError as error:
+            raise gr.Error("Fill in every field.", print_exception=False) from error
 
     return tell
 

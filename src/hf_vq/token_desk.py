@@ -22,7 +22,8 @@ SIDE = 384
 """Pixels of a picture on the page; 32 x 32 ones are drawn large, with square pixels."""
 SMALLEST_CELL, LEGIBLE = 8, 32
 DARK = 380
-NEIGHBOURS = 8
+MOST_CELLS = 64 * 64
+NEIGHBOURS = DRAWN = 8
 PATTERNS = ("left and right", "top and bottom", "checkerboard", "at random")
 
 Tokens = list[Any]
@@ -32,14 +33,16 @@ class Seen(NamedTuple):
     """A picture through the tokenizer.
 
     Attributes:
-        tokens: its tokens.
+        tokens: its image tokens.
         original: what the model sees of it, large.
+        size: its pixel values, C * H * W.
         reconstruction: what the tokens keep, large.
         bits: of all tokens, each written by itself.
-        psnr: of the reconstruction against what the model sees, in dB; 100 where they are equal.
+        psnr: of the reconstruction against what the model sees, in dB.
     """
 
     tokens: Tokens
+    size: int
     original: Image.Image
     reconstruction: Image.Image
     bits: float
@@ -68,17 +71,20 @@ class TokenDesk:
         """A picture through the tokenizer."""
         processor: Any = self.tokenizer.processor
         pixel_values = processor(image, return_tensors="pt")["pixel_values"]
+        height, width = pixel_values.shape[-2:]
+        if height * width > MOST_CELLS * self.config.downsampling_factor**2:
+            raise ValueError(f"a picture of {width} x {height} pixels is too large for this page")
         tokens = self._tokens(pixel_values)
         original = to_uint8(pixel_values, processor)
         kept = self._pixels(tokens)
         decibels = float(psnr(original, kept)[0])
         bits = tokens.numel() * float(np.log2(self.config.codebook_size))
-        return Seen(tokens[0].tolist(), enlarged(original), enlarged(kept), bits, decibels)
+        return Seen(tokens[0].tolist(), pixel_values.numel(), enlarged(original), enlarged(kept), bits, decibels)
 
     def decode(self, tokens: Tokens) -> Image.Image:
         """The picture of tokens, large.
 
-        Raises: ValueError for another grid or codes out of range.
+        Raises: ValueError for what is no grid of codes.
         """
         return enlarged(self._pixels(self._checked(tokens)))
 
@@ -109,13 +115,12 @@ class TokenDesk:
             for near, distance, colour in zip(nearest, rounded, colours, strict=True)
         ]
 
-    def mix(self, first: Tokens, second: Tokens, pattern: str, share: float, seed: int = 0) -> Tokens:
+    def mix(self, first: Tokens, second: Tokens, pattern: str, share: float) -> Tokens:
         """Tokens of two pictures in one grid.
 
         Args:
             pattern: one of `PATTERNS`.
             share: of the second picture, in [0, 1]; a checkerboard has half of each.
-            seed: of "at random".
 
         Raises: ValueError for an unknown pattern or grids that differ.
         """
@@ -126,7 +131,7 @@ class TokenDesk:
             raise ValueError(f"grids of {tuple(one.shape[1:])} and {tuple(other.shape[1:])} tokens cannot be mixed")
         height, width = one.shape[1:3]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-        chance = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
+        chance = torch.rand(height, width, generator=torch.Generator().manual_seed(0))
         takes_second = {
             "left and right": (columns >= round((1 - share) * width)).expand(height, width),
             "top and bottom": (rows >= round((1 - share) * height)).expand(height, width),
@@ -138,25 +143,26 @@ class TokenDesk:
         return mixed
 
     def sample(
-        self, label: int, guidance_scale: float = 1.0, temperature: float = 1.0, count: int = 8, seed: int = 0
+        self, label: int, guidance_scale: float = 1.0, temperature: float = 1.0, seed: int = 0
     ) -> list[Image.Image]:
-        """Pictures that the prior draws, large.
+        """Eight pictures that the prior draws, large.
 
         Args:
-            label: the class, -1 for none.
+            label: the class, -1 for none, which has no guidance.
 
         Raises: ValueError without a prior.
         """
         if self.prior is None:
             raise ValueError("there is no prior to sample from: name one with --prior")
-        guidance = {"guidance_scale": guidance_scale} if guidance_scale != 1 else {}
+        guidance = {"guidance_scale": guidance_scale} if guidance_scale != 1 and label >= 0 else {}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            images = self.prior(class_labels=[label] * count, temperature=temperature, **guidance)
+            images = self.prior(class_labels=[label] * DRAWN, temperature=temperature, **guidance)
         return [enlarged(image) for image in images]
 
     def draw_grid(self, tokens: Tokens, codebook: int = 0, selected: tuple[int, int] | None = None) -> Image.Image:
         """The tokens as a picture: a cell a token, close codes in close colours, the one at `selected` framed."""
+        self._check_place(self._checked(tokens), 0, 0, codebook)
         table = self._checked(tokens)[0].numpy()
         codes = table[..., codebook] if table.ndim == 3 else table
         cell, colours = cell_size(codes.shape), self.colours[codebook][codes]
@@ -212,17 +218,25 @@ class TokenDesk:
         return to_uint8(decoded, self.tokenizer.processor).cpu()
 
     def _checked(self, tokens: Tokens) -> Tensor:
-        """Tokens as (1, h, w[, M]) int64; Raises a ValueError for what is no grid of codes."""
+        """Tokens as (1, h, w[, M]) int64.
+
+        Raises: ValueError for what is no grid of codes, or is too large for a page.
+        """
         try:
-            table = torch.tensor(tokens, dtype=torch.int64)[None]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"these are no tokens: {error}") from error
-        axes = 3 + (self.config.num_codebooks > 1)
-        if table.ndim != axes or table.numel() == 0:
-            raise ValueError(f"tokens have {axes - 1} axes, rows and columns first, and these have {table.ndim - 1}")
-        if int(table.min()) < 0 or int(table.max()) >= self.config.codebook_size:
-            raise ValueError(f"codes lie in 0 to {self.config.codebook_size - 1}, and these reach {int(table.max())}")
-        return table
+            array = np.asarray(tokens)
+        except ValueError as error:
+            raise ValueError(f"the tokens are not a grid, row by row: {error}") from error
+        shape = array.shape[2:]
+        expected = (self.config.num_codebooks,) if self.config.num_codebooks > 1 else ()
+        if array.dtype.kind not in "iu" or array.ndim < 2 or shape != expected or array.size == 0:
+            form = "rows of whole numbers" if not expected else f"rows of lists of {expected[0]} whole numbers"
+            raise ValueError(f"tokens are {form}, and these are {array.dtype} of shape {array.shape}")
+        if array.shape[0] * array.shape[1] > MOST_CELLS:
+            raise ValueError(f"a grid of {array.shape[0]} x {array.shape[1]} is too large for this page")
+        odd = array[(array < 0) | (array >= self.config.codebook_size)]
+        if odd.size:
+            raise ValueError(f"codes lie in 0 to {self.config.codebook_size - 1}, and one is {odd[0]}")
+        return torch.from_numpy(array.astype(np.int64))[None]
 
     def _check_place(self, table: Tensor, row: int, column: int, codebook: int) -> None:
         height, width = table.shape[1:3]

@@ -16,12 +16,14 @@ def add_convert(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="name on the Hub, or folder")
     parser.add_argument("--subfolder", default="", help='where it is in there, "vqvae" in a pipeline\'s repository')
     parser.add_argument("--revision", help="branch, tag or commit of the model")
+    help = "of the images it was trained on (default: sample_size of its config, which need not be true)"
+    parser.add_argument("--image_size", type=int, help=help)
     parser.add_argument("--output", type=Path, required=True, help="folder of the converted model")
 
 
 def convert_model(args: argparse.Namespace) -> None:
     """Writes the converted model and its image processor."""
     check_output_folder(args.output)
-    tokenizer = convert(args.model, args.subfolder, args.revision)
+    tokenizer = convert(args.model, args.subfolder, args.revision, args.image_size)
     tokenizer.save_pretrained(args.output)
     print(f"{tokenizer} is in {args.output}.")

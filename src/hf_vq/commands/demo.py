@@ -28,4 +28,10 @@ def open_page(args: argparse.Namespace) -> None:
     where = where_from(args)
     desk = demo.load_desk(args.model, args.prior, str(args.device), **where)
     page = demo.make_page(desk, args.model, demo.examples_of(args.model, revision=where["revision"]))
-    page.launch(server_name=args.server_name, server_port=args.server_port, share=args.share, css=demo.CSS)
+    page.launch(
+        server_name=args.server_name,
+        server_port=args.server_port,
+        share=args.share,
+        css=demo.CSS,
+        max_file_size=demo.LARGEST_FILE,
+    )
