@@ -52,7 +52,7 @@ AT_ONCE = 100
 
 
 class Labelled(NamedTuple):
-    """image_tokens (N, h, w) and labels (N,) of a split."""
+    """image_tokens (N, h * w * M) and labels (N,) of a split."""
 
     image_tokens: Tensor
     labels: Tensor
@@ -115,20 +115,18 @@ def load_data(name: str, tokenizer: ImageTokenizer) -> tuple[Labelled, Labelled,
     if description is None:
         return tokenized(train, column, tokenizer), tokenized(test, column, tokenizer), names
     description.check_made_by(tokenizer.model)
-    shape = description.token_shape
-    return ready_made(train, column, shape), ready_made(test, column, shape), names
+    return ready_made(train, column), ready_made(test, column), names
 
 
-def ready_made(table: Any, column: str, shape: tuple[int, ...]) -> Labelled:
+def ready_made(table: Any, column: str) -> Labelled:
     """The tokens that a table holds."""
-    return Labelled(torch.tensor(table["image_tokens"]).view(-1, *shape), torch.tensor(table[column]))
+    return Labelled(torch.tensor(table["image_tokens"]), torch.tensor(table[column]))
 
 
 def tokenized(table: Any, column: str, tokenizer: ImageTokenizer) -> Labelled:
     """The tokens of a table's images."""
     ids = tokenizer((decode_image(cell) for cell in table["image"]), return_tensors="pt")["input_ids"]
-    grid = tokenizer.model.config.grid_size
-    return Labelled(ids.view(len(ids), *grid), torch.tensor(table[column]))
+    return Labelled(ids, torch.tensor(table[column]))
 
 
 def make_model(bridge: VQBridge, length: int) -> Any:
@@ -161,6 +159,7 @@ def train(model: Any, bridge: VQBridge, data: Captioned, options: argparse.Names
         save_strategy="no",
         report_to="none",
         remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=options.seed,
     )
     Trainer(model, arguments, train_dataset=data, data_collator=collate).train()
