@@ -1,6 +1,7 @@
 """Rows of results: what run directories say about themselves, runs that differ in their seed alone in one row."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -39,7 +40,7 @@ class Run(NamedTuple):
         if missing:
             raise FileNotFoundError(f"{folder} has no {', '.join(missing)}: name folders of runs that were measured")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(folder.resolve().name.partition("-seed")[0], config, files)
+        return cls(re.sub(r"-seed\d+$", "", folder.resolve().name), config, files)
 
     @property
     def is_prior(self) -> bool:
@@ -56,12 +57,15 @@ class Run(NamedTuple):
 def in_rows(runs: Iterable[Run]) -> list[list[Run]]:
     """Runs of one name together, in the order of the first of each.
 
-    Raises: ValueError if such runs differ in more than their seed.
+    Raises: ValueError if such runs differ in more than their seed, or two of them have the same.
     """
     rows: dict[str, list[Run]] = {}
     for run in runs:
         rows.setdefault(run.name, []).append(run)
     for name, row in rows.items():
+        seeds = [run.files.run["seed"] for run in row]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"the runs of {name} have the seeds {seeds}: name each once")
         for run in row[1:]:
             differing = {key for key in row[0].plan | run.plan if row[0].plan.get(key) != run.plan.get(key)}
             if differing:
@@ -109,7 +113,8 @@ def _cures(config: dict[str, Any]) -> dict[str, bool]:
 
 
 def _tokens(config: dict[str, Any]) -> str:
-    side = config["image_size"] // 2 ** len(config["hidden_channels"])
+    halvings = len(config["hidden_channels"]) - (config.get("body") == "unet")
+    side = config["image_size"] // 2**halvings
     several = f" x {config['num_codebooks']}" if config["num_codebooks"] > 1 else ""
     return f"{side} x {side}{several} of {config['codebook_size']}"
 

@@ -78,12 +78,17 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def check(folder: Path, options: argparse.Namespace) -> list[str]:
     """What is wrong with the row of a folder, in words."""
-    printed, measured = printed_row(options.output, folder.resolve().name), measure(folder, options)
+    told, measured = printed_row(options.output, folder.resolve().name), measure(folder, options)
+    recorded = RunFiles.read(folder).evaluation
     problems = []
     for name, digits in (TOKENIZER_METRICS | PRIOR_METRICS).items():
-        told = printed.get(name, "").partition(" ")[0]
-        if told and abs(float(told) - measured[name]) > 1.01 * 10**-digits:
-            problems.append(f"{folder}: {name} is {measured[name]:.{digits + 2}f}, and {options.output} says {told}")
+        here = measured.get(name)
+        if here is None or recorded.get(name) is None:
+            continue
+        places = {str(options.output): told.get(name, ""), "evaluation.json": f"{recorded[name]:.{digits}f}"}
+        for where, printed in places.items():
+            if not (printed and abs(float(printed) - here) <= 1.01 * 10**-digits):
+                problems.append(f"{folder}: {name} is {here:.{digits + 2}f}, and {where} says {printed or 'nothing'}")
     return problems
 
 

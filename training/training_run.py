@@ -262,14 +262,17 @@ def build_optimizer(module: nn.Module, args: EngineArguments) -> torch.optim.Opt
 
 @torch.no_grad()
 def update_average_(average: nn.Module, module: nn.Module, highest_decay: float, step: int) -> None:
-    """Moves averaged parameters towards the trained ones; buffers are copied.
+    """Moves averaged parameters towards the trained ones; what no gradient moves is copied.
 
     The decay rises with the step, so that the first weights do not outlive a short run. (`AveragedModel` counts its
     updates in a tensor and looks at it each time, for which a GPU would have to wait.)"""
     move_ = get_ema_multi_avg_fn(min(highest_decay, (1 + step) / (10 + step)))
-    move_(list(average.parameters()), list(module.parameters()), step)
-    for mean, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        mean.copy_(buffer)
+    pairs = list(zip(average.parameters(), module.parameters(), strict=True))
+    move_(*map(list, zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)), step)
+    # Moving averages and revived codes, which would be half their dead selves.
+    kept = [pair for pair in pairs if not pair[1].requires_grad]
+    for mean, value in (*kept, *zip(average.buffers(), module.buffers(), strict=True)):
+        mean.copy_(value)
 
 
 def find_checkpoint(wanted: str | None, checkpoints: Checkpoints) -> Path | None:

@@ -130,6 +130,10 @@ def test_a_model_with_this_body_trains_and_round_trips(settings: dict[str, Any])
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_groups_of_norms_are_part_of_the_fingerprint():
+    assert make().fingerprint() != make(norm_groups=8).fingerprint()
+
+
 def test_attention_in_the_middle_can_be_left_out():
     with_it, without = make(), make(middle_attention=False)
     assert len(with_it.encoder.middle) == 3 and len(without.encoder.middle) == 2

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from toy_task import ToyModel, ToyTask, arguments, assert_close_tensors, metrics, saved_model, train
 
 from engine import EngineArguments, fit, share_cores
-from training_run import planned_steps, seed_noise
+from training_run import planned_steps, seed_noise, update_average_
 
 # Refusals.
 
@@ -214,3 +215,15 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Monk
 
 def test_fit_returns_the_run_directory(tmp_path: Path):
     assert fit(ToyTask(), arguments(tmp_path / "run", max_train_steps=1), {}) == tmp_path / "run"
+
+
+def test_what_no_gradient_moves_is_copied_into_the_average():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Embedding(3, 2).requires_grad_(False))
+    average = deepcopy(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    before = average[0].weight.clone()
+    update_average_(average, module, 0.9, step=1_000_000)
+    torch.testing.assert_close(average[0].weight, before + 0.1)
+    assert torch.equal(average[1].weight, module[1].weight)

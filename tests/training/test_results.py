@@ -55,6 +55,14 @@ def test_the_check_passes_on_what_was_measured_and_names_what_is_off(runs: Path,
     (runs / "results.md").write_text(page.replace(psnr, f"{float(psnr) + 0.03:.2f}"), encoding="utf-8")
     with pytest.raises(SystemExit, match=rf"single: psnr is {psnr}\d\d, and .*results.md says"):
         results.main(options)
+    (runs / "results.md").write_text(page.replace(f"| {psnr} |", "|  |"), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"single: psnr is .*results.md says nothing"):
+        results.main(options)
+    (runs / "results.md").write_text(page, encoding="utf-8")
+    evaluation = json.loads((single / "evaluation.json").read_text())
+    (single / "evaluation.json").write_text(json.dumps(evaluation | {"ssim": None, "perplexity": 1.0}))
+    with pytest.raises(SystemExit, match=r"single: perplexity is .*, and evaluation.json says 1.0"):
+        results.main(options)
 
 
 def test_parquet_files_can_take_the_place_of_the_data_set(runs: Path):
@@ -74,8 +82,12 @@ def test_runs_of_one_name_differ_in_their_seed_alone(runs: Path, tmp_path: Path)
     run = yaml.safe_load((other / "run.yaml").read_text())
     run["settings"]["learning_rate"] = 5.0
     (other / "run.yaml").write_text(yaml.safe_dump(run))
+    run["seed"] = 1
+    (other / "run.yaml").write_text(yaml.safe_dump(run))
     with pytest.raises(ValueError, match="the runs of other differ in more than their seed: learning_rate"):
         in_rows(map(Run.read, (first, other)))
+    with pytest.raises(ValueError, match=r"the runs of other have the seeds \[0, 0\]: name each once"):
+        in_rows(map(Run.read, (first, first)))
 
 
 def test_a_folder_without_numbers_is_refused(tmp_path: Path):

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 from hf_vq import ImageTokenizer
 from hf_vq.evaluation import to_uint8
 from hf_vq.files import replace_file
+from hf_vq.models.prior_tokenizer import check_tokenizer
 from hf_vq.streams import load_images
 from hf_vq.token_batches import find_classes
 from short_runs import load_pixels, to_pixel_values
@@ -97,7 +98,7 @@ def load_classifier(folder: Path, dataset_name: str, seed: int) -> nn.Module:
     pixels, (labels, names) = load_pixels(dataset_name, "train"), load_labels(dataset_name, "train")
     torch.manual_seed(seed)
     classifier = make_classifier(pixels.shape[1], len(names))
-    path = folder / "classifier.safetensors"
+    path = folder / f"classifier-{Path(dataset_name).name}-seed{seed}.safetensors"
     if path.exists():
         classifier.load_state_dict(load_file(path))
     else:
@@ -110,6 +111,8 @@ def load_labels(dataset_name: str, split: str) -> tuple[Tensor, list[str]]:
     """The labels of a split, in its order, and the names of the classes."""
     table: Any = load_images(dataset_name, train_split=split, validation_size=0).train
     column, names = find_classes(table, None)
+    if column is None:
+        raise ValueError(f"{dataset_name} has no single column of classes")
     return torch.tensor(table[column]), names
 
 
@@ -149,6 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     seen = {"test images": (pixels, labels), "their reconstructions": (reconstructed(tokenizer, pixels), labels)}
     if options.prior is not None:
         prior = AutoModelForCausalLM.from_pretrained(options.prior)
+        check_tokenizer(prior.config, tokenizer.model)
         asked = torch.arange(len(names)).repeat_interleave(options.samples)
         for scale in options.guidance_scale:
             drawn = sampled(tokenizer, prior, asked, scale, options.seed)

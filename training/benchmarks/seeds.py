@@ -43,23 +43,24 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("output/seeds"))
-    options, of_train = parser.parse_known_args()
+    parser.add_argument("--dataset_name", default="uoft-cs/cifar10", help="(default: %(default)s)")
+    options = parser.parse_args()
     folders = [options.output_dir / f"{name}-seed{seed}" for seed in options.seeds for name in options.methods]
     for folder in folders:
         if not (folder / "evaluation.json").exists():
-            train(folder, of_train)
+            train(folder, options.dataset_name)
     rows = [tokenizer_row(row) for row in in_rows(map(Run.read, folders))]
     shown = [{name: row[name] for name in SHOWN} for row in rows]
     print("\n".join(markdown(shown, lambda head: head not in ("model", "kind"))))
 
 
-def train(folder: Path, of_train: list[str]) -> None:
-    """One run of training/train.py, resumed where it stopped; `of_train` are flags of its own."""
+def train(folder: Path, dataset_name: str) -> None:
+    """One run of training/train.py, resumed where it stopped."""
     name, _, seed = folder.name.rpartition("-seed")
     method = METHODS[name]
     command = ["accelerate", "launch", str(TRAINING / "train.py"), "--config", str(CONFIG), "--seed", seed]
     command += ["--model_type", method.model_type, "--config_overrides", json.dumps(method.fields)]
-    command += ["--output_dir", str(folder), *of_train]
+    command += ["--output_dir", str(folder), "--dataset_name", dataset_name]
     if (folder / "run.yaml").exists():
         command += ["--resume_from_checkpoint", "latest"]
     print(folder, flush=True)

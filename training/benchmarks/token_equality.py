@@ -4,8 +4,8 @@
 
 Encodes the whole test split in float32, in batches of 256 and one by one, on one thread and on two. Prints how many
 tokens differ from those of one thread in batches of 256, and the largest margin of those: how much nearer the latent is
-to one of the two codes, as a share of the squared distance. Fails where more than 1 in 10,000 differ, or by a margin of
-1e-4 or more.
+to one of the two codes, as a share of the squared distance. Fails where more than 1 in 10,000 (or one of fewer) differ,
+or by a margin of 1e-4 or more.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from hf_vq.reference_tokens import Verification, differences
 from short_runs import load_pixels, to_pixel_values
 
 WAYS = ((1, 256), (2, 256), (1, 1), (2, 1))
-MOST_DIFFERING, LARGEST_MARGIN = 1e-4, 1e-4
+TOKENS_FOR_ONE, LARGEST_MARGIN = 10_000, 1e-4
 
 
 class Encoded(NamedTuple):
@@ -58,6 +58,11 @@ def compare(model: Any, pixels: Tensor) -> dict[tuple[int, int], Verification]:
     return {way: differences(model, *first, tokens) for way, tokens in others.items()}
 
 
+def most_differing(verification: Verification) -> int:
+    """Near-ties that are to be expected."""
+    return max(1, verification.num_tokens // TOKENS_FOR_ONE)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("model", help="a tokenizer")
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| threads | batch | tokens | others | largest margin |\n|--:|--:|--:|--:|--:|")
     for (threads, batch_size), v in found.items():
         print(f"| {threads} | {batch_size} | {v.num_tokens:,} | {v.num_differing} | {v.largest_margin:.1e} |")
-    if any(v.share_differing > MOST_DIFFERING or v.largest_margin >= LARGEST_MARGIN for v in found.values()):
+    if any(v.num_differing > most_differing(v) or v.largest_margin >= LARGEST_MARGIN for v in found.values()):
         sys.exit("the tokens of an image depend on its batch or on the threads")
 
 

@@ -229,8 +229,10 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
 
         A new decoder, bfloat16 or float64, and every count, counter or temperature leave it unchanged.
         """
-        activation, usual = self.config.activation, type(self.config).activation
-        of_body = {} if activation == usual else {"activation": activation}
+        # What changes tokens, and no parameter's name or shape.
+        names = ("activation", "norm_groups")
+        chosen = {name: getattr(self.config, name) for name in names}
+        of_body = {name: value for name, value in chosen.items() if value != getattr(type(self.config), name)}
         return token_fingerprint(self.encoder, self.quantizer, of_body | self.quantizer.token_options())
 
     @property
