@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine import EngineArguments
+from engine import EngineArguments, ResumableBatches
 from hf_vq.evaluation import Evaluation
 from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, Transform, num_examples
 from random_flip import RandomFlip
@@ -34,7 +34,7 @@ class ImageTask:
         """From rows to a batch."""
         raise NotImplementedError
 
-    def shuffled(self, batch_size: int, rank: int, world_size: int) -> TrainBatches | RandomFlip:
+    def shuffled(self, batch_size: int, rank: int, world_size: int) -> ResumableBatches:
         """Endless shuffled batches of the training split."""
         batches = TrainBatches(
             self.splits.train,

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_vq.run_files import RunFiles
+from hf_vq.run_files import EVALUATION, RUN, RunFiles
 from run_log import FREE_SETTINGS, flatten
 
 # Metric -> digits.
@@ -36,7 +36,7 @@ class Run(NamedTuple):
     def read(cls, folder: Path) -> "Run":
         """Raises: FileNotFoundError unless the folder has a config, settings and numbers."""
         files = RunFiles.read(folder)
-        missing = [name for name in ("config.json", "run.yaml", "evaluation.json") if not (folder / name).is_file()]
+        missing = [name for name in ("config.json", RUN, EVALUATION) if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder} has no {', '.join(missing)}: name folders of runs that were measured")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_vq.streams import TrainBatches
+from engine import ResumableBatches
 from hf_vq.token_batches import TokenBatches
-from random_flip import RandomFlip
 
 
 class SequenceBatches(TokenBatches):
@@ -19,7 +18,7 @@ class SequenceBatches(TokenBatches):
         start: id of the start token.
     """
 
-    def __init__(self, batches: TrainBatches | RandomFlip, tokenizer: Any, start: int) -> None:
+    def __init__(self, batches: ResumableBatches, tokenizer: Any, start: int) -> None:
         super().__init__(batches, tokenizer)
         self.start = start
 

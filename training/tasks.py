@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from engine import EngineArguments
+from engine import EngineArguments, ResumableBatches
 from hf_vq.code_counts import save_code_counts
 from hf_vq.code_health import WARN_PERPLEXITY_BELOW, collapse_warning
 from hf_vq.code_pictures import save_code_history, save_code_usage
@@ -25,7 +25,6 @@ from hf_vq.pictures import save_reconstructions
 from hf_vq.reference_tokens import save_reference_tokens
 from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
 from image_task import ImageTask, logged
-from random_flip import RandomFlip
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class TokenizerTask(ImageTask):
         """Rows to pixel_values."""
         return ToPixelValues(self.processor)
 
-    def train_batches(self, batch_size: int, rank: int, world_size: int) -> TrainBatches | RandomFlip:
+    def train_batches(self, batch_size: int, rank: int, world_size: int) -> ResumableBatches:
         """Endless shuffled batches of pixel_values."""
         return self.shuffled(batch_size, rank, world_size)
 
