@@ -19,6 +19,8 @@ import hf_vq
 from corpora import picture, save_tokenizer
 from hf_vq.cli import main
 from hf_vq.evaluation import Evaluation, weights_hash, write_evaluation
+from hf_vq.hub_commit import commit_folder
+from hf_vq.models.prior_tokenizer import load_tokenizer, sibling, tokenizer_location
 from hf_vq.publishing import publish
 from hf_vq.reference_tokens import REFERENCE_FILE, hash_of_reference, save_reference_tokens
 from hub_client import CONNECTION_LOST, in_process
@@ -173,6 +175,25 @@ def test_every_number_in_a_card_was_measured(hub: HubServer, hub_api: HfApi, tok
     assert ModelCard(bare).data.eval_results is None
 
 
+def test_the_card_tells_of_the_run_that_went_before(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(tokenizer_dir, tmp_path / "second"))
+    earlier = folder / "started_from"
+    earlier.mkdir()
+    write_run(earlier, "org/other")
+    publish(folder, "org/second")
+    files = files_of(hub, "org/second")
+    card = files["README.md"].decode()
+    assert {"started_from/run.yaml", "started_from/metrics.jsonl"} <= files.keys()
+    assert "--config started_from/run.yaml\naccelerate launch" in card
+    assert "| data | `org/other`, split `train` | `uoft-cs/cifar10`, split `train` |" in card
+    assert ModelCard(card).data.datasets == ["org/other", "uoft-cs/cifar10"]
+    publish(tokenizer_dir, "org/second")
+    files = files_of(hub, "org/second")
+    assert "started_from/run.yaml" not in files and "started_from" not in files["README.md"].decode()
+
+
 def test_the_card_names_the_hash_of_the_reference_tokens(hub: HubServer, hub_api: HfApi, tokenizer_dir: Path):
     publish(tokenizer_dir, NAME)
     assert f"`{hash_of_reference(tokenizer_dir)}`" in files_of(hub)["README.md"].decode()
@@ -208,6 +229,29 @@ def test_a_prior_names_its_tokenizer_on_the_hub(
     assert (
         run_with_hub(f"{blocked}{without}\nprint(tuple(image_tokens.shape), tuple(nats.shape))") == "(2, 2, 2) (2,)\n"
     )
+
+
+def test_folders_beside_each_other_can_be_uploaded_as_they_are(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, prior_dir: Path, tmp_path: Path
+):
+    main(
+        ["publish", str(prior_dir), "--repo_id", PRIOR_NAME, "--with_tokenizer", "--dry_run", "--output", str(tmp_path)]
+    )
+    for name in (NAME, PRIOR_NAME):
+        commit_folder(hub_api, tmp_path / name.split("/")[-1], name)
+    config = AutoConfig.from_pretrained(PRIOR_NAME)
+    assert config.tokenizer_name_or_path == "../sqvae-tiny" and tokenizer_location(config) == NAME
+    assert load_tokenizer(config)[0].fingerprint() == config.tokenizer_fingerprint
+    card = files_of(hub, PRIOR_NAME)["README.md"].decode()
+    assert f"[{NAME}](https://huggingface.co/{NAME})" in card and ModelCard(card).data.base_model == NAME
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "name"),
+    [("prior", "../x"), ("./org/prior", "../x"), ("/org/prior", "../x"), ("org/prior", "../../x"), ("org/prior", "x")],
+)
+def test_what_is_no_repository_has_none_beside_it(repo_id: str, name: str):
+    assert sibling(repo_id, name) is None
 
 
 def test_a_prior_for_a_published_tokenizer(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from engine import EngineArguments
 from hf_vq.canonical import canonical
-from hf_vq.evaluation import Evaluation, about_weights, to_uint8
+from hf_vq.evaluation import Evaluation, about_weights, to_uint8, weights_hash
 from hf_vq.models.configuration_prior import NO_CLASS
 from hf_vq.models.prior_tokenizer import check_tokenizer, seen_from
 from hf_vq.pictures import save_samples
@@ -195,6 +195,7 @@ class PriorTask(ImageTask):
         prior = AutoModelForCausalLM.from_pretrained(run_dir)
         names = ("tokenizer_name_or_path", "tokenizer_revision", "tokenizer_fingerprint")
         of_tokenizer = {name: getattr(prior.config, name) for name in names}
+        of_tokenizer["tokenizer_weights_sha256"] = weights_hash(self.tokenizer)  # bits_per_dim is the decoder's, too
         return {"protocol": PROTOCOL, **about_weights(prior), **of_tokenizer}
 
     def use(self, run_dir: Path) -> list[str]:

@@ -50,7 +50,8 @@ class Run(NamedTuple):
     @property
     def plan(self) -> dict[str, Any]:
         """All settings but the seed and those that teach the model nothing."""
-        settings = flatten(self.files.run["settings"])
+        earlier = {place: files.run["settings"] for place, files in self.files.runs.items() if place != RUN}
+        settings = flatten(earlier | self.files.run["settings"])
         return {name: value for name, value in settings.items() if name.rpartition(".")[2] not in OF_A_SEED}
 
 
@@ -96,10 +97,10 @@ def describe(config: dict[str, Any]) -> str:
     """The method in a few words."""
     kind = config["model_type"]
     if kind == "hf_sqvae":
-        return f"SQ-VAE {config['quantizer']}, {config['covariance']}"
+        return ", ".join([f"SQ-VAE {config['quantizer']}", config["covariance"], *_body(config)])
     if kind == "hf_vqvae":
         cures = [name for name, there in _cures(config).items() if there]
-        return ", ".join([f"VQ-VAE {config['quantizer']}", *cures])
+        return ", ".join([f"VQ-VAE {config['quantizer']}", *cures, *_body(config)])
     return {"hf_vq_transformer_prior": "Transformer", "hf_vq_pixelcnn": "PixelCNN"}[kind]
 
 
@@ -109,7 +110,12 @@ def _cures(config: dict[str, Any]) -> dict[str, bool]:
         "revival": config["revive_below"] > 0,
         "rotation": config["gradient_estimator"] == "rotation",
         "normalised codes": config["normalize_codes"],
+        "SimVQ": config.get("codebook_transform") == "linear",
     }
+
+
+def _body(config: dict[str, Any]) -> list[str]:
+    return ["U-Net"] if config.get("body") == "unet" else []
 
 
 def _tokens(config: dict[str, Any]) -> str:
@@ -133,11 +139,12 @@ def with_range(values: Sequence[float], digits: int) -> str:
 
 
 def _training(row: Sequence[Run]) -> dict[str, str]:
-    progress = [run.files.progress for run in row]
-    seconds = statistics.mean(line.get("seconds", 0) for line in progress)
-    runs = [run.files.run for run in row]
+    trainings = [list(run.files.runs.values()) for run in row]
+    images, *_ = (sum(part.progress.get("images", 0) for part in parts) for parts in trainings)
+    seconds = statistics.mean(sum(part.progress.get("seconds", 0) for part in parts) for parts in trainings)
+    runs = [part.run for parts in trainings for part in parts]
     return {
-        "images seen": f"{progress[0].get('images', 0):,}",
+        "images seen": f"{images:,}",
         "wall time": str(timedelta(seconds=round(seconds))),
         "machine": _joined(run["machine"] for run in runs),
         "seeds": _joined(str(run["seed"]) for run in runs),
@@ -146,7 +153,7 @@ def _training(row: Sequence[Run]) -> dict[str, str]:
 
 
 def _joined(values: Iterable[str]) -> str:
-    return ", ".join(sorted(set(values)))
+    return ", ".join(dict.fromkeys(values))
 
 
 def short_commit(commit: str) -> str:

@@ -23,6 +23,7 @@ from hf_vq.evaluation import Evaluation, write_evaluation
 from hf_vq.hub_commit import full_name
 from hf_vq.pictures import save_curves
 from hf_vq.publishing import choose_tokenizer, publish
+from hf_vq.run_files import keep_earlier_run
 from hf_vq.streams import ImageSplits, describe_tokens, load_images
 from hf_vq.token_data import TokenDescription
 from prior_task import PriorTask
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     accelerator = Accelerator()
     result = task.test(run_dir, accelerator)
     if accelerator.is_main_process:
+        keep_earlier_run(run_dir, run.model.model_name_or_path)
         save_curves(run_dir / "pictures" / "curves.png", run_dir / "metrics.jsonl")
         if result is not None:
             record_test(run_dir, result, run, task)

@@ -1,6 +1,7 @@
 """The card of a published model. Its numbers come from the files of the run; what was not measured is not there."""
 
 import math
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_vq.cards import is_on_hub, write_readme
+from hf_vq.models.prior_tokenizer import sibling
 from hf_vq.reference_tokens import REFERENCE_FILE, hash_of_reference
 from hf_vq.run_files import RunFiles
 
@@ -47,23 +49,27 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
         license: identifier of the weights' licence, "apache-2.0" for instance; the card names none if it is None.
     """
     config = model.config
-    evaluation, run, progress = RunFiles.read(folder)
+    files = RunFiles.read(folder)
+    evaluation, runs = files.evaluation, {place: it for place, it in files.runs.items() if it.run}
     is_prior = hasattr(config, "tokenizer_fingerprint")
+    tokenizer = _tokenizer(config, repo_id) if is_prior else None
+    base_model = tokenizer if tokenizer is not None and is_on_hub(tokenizer) else None
     pictures = {path.stem.replace("-", "_"): f"pictures/{path.name}" for path in folder.glob("pictures/*.png")}
     write_readme(
         folder,
         "prior.md" if is_prior else "tokenizer.md",
-        _card_data(config, repo_id, license, evaluation, run),
+        _card_data(config, repo_id, license, evaluation, runs.values(), base_model),
         repo_id=repo_id,
         config=config,
         method=FSQ if getattr(config, "quantizer", None) == "fsq" else METHODS[config.model_type],
+        tokenizer=tokenizer,
+        base_model=base_model,
         grid=_grid(config),
         bits=f"{_bits(config):,}",
         evaluation={"dataset_revision": None, **evaluation},
         metrics=[(label, format(evaluation[name], digits)) for name, label, digits in _measured(evaluation)],
-        run=run,
-        progress=progress,
-        duration=str(timedelta(seconds=round(progress.get("seconds", 0)))),
+        runs=runs,
+        training=_training(list(runs.values())),
         parameters=model.num_parameters(),
         reference_file=REFERENCE_FILE,
         reference_hash=hash_of_reference(folder),
@@ -72,12 +78,17 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
 
 
 def _card_data(
-    config: Any, repo_id: str, license: str | None, evaluation: dict[str, Any], run: dict[str, Any]
+    config: Any,
+    repo_id: str,
+    license: str | None,
+    evaluation: dict[str, Any],
+    runs: Iterable[RunFiles],
+    base_model: str | None,
 ) -> ModelCardData:
     """What the Hub indexes."""
     is_prior = hasattr(config, "tokenizer_fingerprint")
     task = "unconditional-image-generation" if is_prior else "image-feature-extraction"
-    trained_on = run.get("settings", {}).get("dataset_name")
+    trained_on = {it.run["settings"].get("dataset_name") for it in runs}
     results = [
         EvalResult(
             task_type=task,
@@ -97,11 +108,39 @@ def _card_data(
         pipeline_tag=task,
         license=license,
         tags=[config.model_type, "discrete image tokens" if is_prior else "image tokenizer"],
-        datasets=[trained_on] if trained_on and is_on_hub(trained_on) else None,
-        base_model=config.tokenizer_name_or_path if is_prior else None,
+        datasets=sorted(name for name in trained_on if name and is_on_hub(name)) or None,
+        base_model=base_model,
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
     )
+
+
+def _tokenizer(config: Any, repo_id: str) -> str:
+    """The name of a prior's tokenizer on the Hub, or where it lies."""
+    name: str = config.tokenizer_name_or_path or "none"
+    return sibling(repo_id, name) or name
+
+
+def _training(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
+    """What there is to tell of the training, with a cell for each run."""
+    cells: dict[str, list[str]] = {
+        "data": [_data(it.run["settings"]) for it in runs],
+        "images seen": [_seen(it.progress) for it in runs],
+        "duration": [str(timedelta(seconds=round(it.progress["seconds"]))) if it.progress else "" for it in runs],
+        "seed": [str(it.run["seed"]) for it in runs],
+        "machine": [it.run["machine"] for it in runs],
+        "commit": [f"`{it.run['git_commit']}`" for it in runs],
+        "versions": [", ".join(f"{name} {version}" for name, version in it.run["versions"].items()) for it in runs],
+    }
+    return [(label, row) for label, row in cells.items() if any(row)]
+
+
+def _data(settings: dict[str, Any]) -> str:
+    return f"`{settings.get('dataset_name')}`, split `{settings.get('train_split') or 'train'}`"
+
+
+def _seen(progress: dict[str, Any]) -> str:
+    return f"{progress['images']:,} in {progress['step']:,} steps" if progress else ""
 
 
 def _measured(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:

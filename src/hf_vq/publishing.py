@@ -16,7 +16,7 @@ from hf_vq.hub_commit import commit_folder, full_name
 from hf_vq.model_card import METHODS, write_card
 from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
-from hf_vq.run_files import EVALUATION, LOG, RUN
+from hf_vq.run_files import EVALUATION, LOG, RUN, STARTED_FROM, copy_run
 
 __all__ = ["TokenizerPlace", "choose_tokenizer", "publish", "write_repository"]
 
@@ -26,7 +26,7 @@ CODE = tuple(path.name for path in Path(models.__file__).parent.glob("*.py"))
 REPLACED = (
     EVALUATION, RUN, LOG, REFERENCE_FILE, "preprocessor_config.json", "generation_config.json",
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
-    *(f"pictures/{kind}.png" for kind in PICTURES), *CODE,
+    f"{STARTED_FROM}/*", *(f"pictures/{kind}.png" for kind in PICTURES), *CODE,
 )  # fmt: skip
 """Files of an earlier version that go where the new one has none of that name."""
 
@@ -198,14 +198,16 @@ def check_measured(run_dir: Path, model: Any, fingerprint: str) -> None:
 
 def remove_replaced(folder: Path) -> None:
     """Removes what an earlier version may have left."""
+    shutil.rmtree(folder / STARTED_FROM, ignore_errors=True)
     for pattern in REPLACED:
         for path in folder.glob(pattern):
             path.unlink()
 
 
 def copy_measured(run_dir: Path, folder: Path) -> None:
-    """The run's numbers, settings, log and reference tokens, and the last picture of each kind."""
-    for name in (EVALUATION, RUN, LOG, REFERENCE_FILE):
+    """The run's settings, log, numbers and reference tokens, and the last picture of each kind."""
+    copy_run(run_dir, folder)
+    for name in (EVALUATION, REFERENCE_FILE):
         if (run_dir / name).is_file():
             copy(run_dir / name, folder / name)
     (folder / "pictures").mkdir(exist_ok=True)

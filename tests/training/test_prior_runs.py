@@ -125,11 +125,13 @@ def test_a_decoder_of_its_own_leaves_the_tokens(tmp_path: Path, tokenizer: Path)
     write_parquet(tmp_path / "data")
     settings = {"dataset_name": tmp_path / "data", "streaming": True, "validation_size": 5, "train_only": "decoder"}
     mixture = {"observation": "logistic_mixture", "num_mixtures": 2}
+    (tokenizer / "run.yaml").write_text("seed: 5\n")
     train(tmp_path / "run", model_name_or_path=tokenizer, **settings | {"config_overrides": mixture})
     before, after = (hf_vq.SQVAEModel.from_pretrained(folder) for folder in (tokenizer, tmp_path / "run"))
     assert after.fingerprint() == before.fingerprint() and after.config.observation == "logistic_mixture"
     pixels = torch.rand(2, 3, 8, 8) * 2 - 1
     assert torch.equal(after.encode(pixels).image_tokens, before.encode(pixels).image_tokens)
+    assert (tmp_path / "run" / "started_from" / "run.yaml").read_text() == "seed: 5\n"
     assert not torch.equal(after.decoder.from_latents[0].weight, before.decoder.from_latents[0].weight)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_vq.commands.shared import add_command, check_output_file, load_image_tokenizer, where_from
-from hf_vq.evaluation import Evaluation, about_weights, evaluate, write_evaluation
+from hf_vq.evaluation import Evaluation, about_weights, evaluate, weights_hash, write_evaluation
 from hf_vq.models.prior_tokenizer import load_tokenizer
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, load_images
@@ -82,7 +82,8 @@ def measure_prior(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any]]
     batches = TokenBatches(images, decoder.to(args.device).eval(), keep_images=True)
     evaluation = evaluate_prior(prior, batches, decoder=decoder, progress=True)
     about = {"tokenizer_name_or_path": args.tokenizer_name_or_path or prior.config.tokenizer_name_or_path}
-    about |= {"fingerprint": decoder.fingerprint(), **about_weights(prior), "protocol": PROTOCOL}
+    about |= {"fingerprint": decoder.fingerprint(), "tokenizer_weights_sha256": weights_hash(decoder)}
+    about |= {**about_weights(prior), "protocol": PROTOCOL}
     return evaluation, {**about, "bad_examples": images.bad_examples, "dataset_revision": splits.revision}
 
 

@@ -27,6 +27,9 @@ def load_tokenizer(config: Any, name: str | None = None, **kwargs: Any) -> tuple
 def tokenizer_location(config: Any) -> str:
     """What `from_pretrained` finds the tokenizer by: a path that starts with a dot is relative to the prior's folder.
 
+    Of a prior on the Hub, "../name" is the repository of that name of the same owner, so that folders which lie beside
+    each other can be uploaded as they are.
+
     Raises: ValueError if the config names none.
     """
     name = config.tokenizer_name_or_path
@@ -35,6 +38,9 @@ def tokenizer_location(config: Any) -> str:
     if not is_relative(name):
         return name
     folder = os.path.normpath(os.path.join(config.name_or_path, name))
+    repository = sibling(config.name_or_path, name)
+    if not os.path.isdir(config.name_or_path) and repository is not None:
+        return repository
     if not os.path.isdir(folder):
         raise ValueError(
             f"the prior {config.name_or_path or 'at hand'} has tokenizer_name_or_path {name}, and there is no folder "
@@ -46,6 +52,14 @@ def tokenizer_location(config: Any) -> str:
 def is_relative(name: str) -> bool:
     """Whether a tokenizer is named as seen from the prior's folder."""
     return name.startswith(("./", "../"))
+
+
+def sibling(repo_id: str, name: str) -> str | None:
+    """The repository that "../name" means in the repository "owner/prior": "owner/name"; None where it means none."""
+    owner, _, prior = repo_id.partition("/")
+    up, _, beside = name.partition("/")
+    is_repository = owner and prior and "/" not in prior and not repo_id.startswith((".", "~"))
+    return f"{owner}/{beside}" if is_repository and up == ".." and beside and "/" not in beside else None
 
 
 def seen_from(folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str]) -> str:
@@ -87,4 +101,12 @@ def differences(made_for: Any, model: Any) -> list[str]:
     return [f"{name} {ours} there and {theirs} here" for name, (ours, theirs) in facts.items() if ours != theirs]
 
 
-__all__ = ["check_tokenizer", "differences", "load_tokenizer", "rebase_tokenizer", "seen_from", "tokenizer_location"]
+__all__ = [
+    "check_tokenizer",
+    "differences",
+    "load_tokenizer",
+    "rebase_tokenizer",
+    "seen_from",
+    "sibling",
+    "tokenizer_location",
+]
