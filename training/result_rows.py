@@ -23,11 +23,13 @@ class Run(NamedTuple):
     """A run directory, or a repository made of one.
 
     Attributes:
-        name: of its folder, without `-seedN`.
+        folder: where it lies.
+        name: of the folder, without `-seedN`.
         config: the model's, from config.json.
         files: what it says about itself.
     """
 
+    folder: Path
     name: str
     config: dict[str, Any]
     files: RunFiles
@@ -40,7 +42,7 @@ class Run(NamedTuple):
         if missing:
             raise FileNotFoundError(f"{folder} has no {', '.join(missing)}: name folders of runs that were measured")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(re.sub(r"-seed\d+$", "", folder.resolve().name), config, files)
+        return cls(folder, re.sub(r"-seed\d+$", "", folder.resolve().name), config, files)
 
     @property
     def is_prior(self) -> bool:
@@ -90,7 +92,8 @@ def _model(row: Sequence[Run]) -> dict[str, str]:
     first = row[0]
     parameters = first.files.evaluation.get("parameters")
     counted = f"{parameters / 1e6:.2f}M" if parameters else ""
-    return {"model": first.name, "kind": describe(first.config), "parameters": counted}
+    data = str(first.files.evaluation["dataset_name"])
+    return {"model": first.name, "kind": describe(first.config), "data": data, "parameters": counted}
 
 
 def describe(config: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ its last digit.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,17 @@ from typing import Any
 
 import yaml
 
-from hf_vq.run_files import RunFiles
-from result_rows import PRIOR_METRICS, TOKENIZER_METRICS, Run, in_rows, markdown, prior_row, tokenizer_row
+from hf_vq.run_files import EVALUATION
+from result_rows import (
+    PRIOR_METRICS,
+    TOKENIZER_METRICS,
+    Run,
+    in_rows,
+    markdown,
+    prior_row,
+    tokenizer_row,
+    with_range,
+)
 
 HERE = Path(__file__).parent
 RESULTS, PUBLISHED = HERE / "results.md", HERE / "published.yaml"
@@ -50,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.output.write_text(results(options.folders), encoding="utf-8")
         print(f"Written to {options.output}.")
         return
-    wrong = [problem for folder in options.folders for problem in check(folder, options)]
+    rows = in_rows(map(Run.read, options.folders))
+    wrong = [problem for row in rows for problem in check(row, options)]
     if wrong:
         sys.exit("\n".join(wrong))
-    print(f"The numbers of {', '.join(folder.name for folder in options.folders)} are those of {options.output}.")
+    print(f"The numbers of {', '.join(row[0].name for row in rows)} are those of {options.output}.")
 
 
 def results(folders: Sequence[Path]) -> str:
@@ -76,20 +87,30 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return markdown(rows, NUMBERS.__contains__)
 
 
-def check(folder: Path, options: argparse.Namespace) -> list[str]:
-    """What is wrong with the row of a folder, in words."""
-    told, measured = printed_row(options.output, folder.resolve().name), measure(folder, options)
-    recorded = RunFiles.read(folder).evaluation
+def check(row: Sequence[Run], options: argparse.Namespace) -> list[str]:
+    """What is wrong with a row and with the numbers of its runs, in words."""
+    told, measured = printed_row(options.output, row[0].name), [measure(run, options) for run in row]
     problems = []
     for name, digits in (TOKENIZER_METRICS | PRIOR_METRICS).items():
-        here = measured.get(name)
-        if here is None or recorded.get(name) is None:
+        recorded: list[Any] = [run.files.evaluation.get(name) for run in row]
+        here: list[Any] = [numbers.get(name) for numbers in measured]
+        if None in recorded or None in here:
             continue
-        places = {str(options.output): told.get(name, ""), "evaluation.json": f"{recorded[name]:.{digits}f}"}
-        for where, printed in places.items():
-            if not (printed and abs(float(printed) - here) <= 1.01 * 10**-digits):
-                problems.append(f"{folder}: {name} is {here:.{digits + 2}f}, and {where} says {printed or 'nothing'}")
+        cells = [(options.output, told.get(name, ""), with_range(here, digits))]
+        for run, then, now in zip(row, recorded, here, strict=True):
+            cells.append((run.folder / EVALUATION, with_range([then], digits), with_range([now], digits)))
+        for place, printed, expected in cells:
+            if not is_close(printed, expected, digits):
+                problems.append(f"{row[0].name}: {name} is {expected}, and {place} says {printed or 'nothing'}")
     return problems
+
+
+def is_close(printed: str, expected: str, digits: int) -> bool:
+    """Whether two cells differ by no more than one in the last digit."""
+    ours, theirs = printed.split(" ± "), expected.split(" ± ")
+    if "" in ours or len(ours) != len(theirs):
+        return False
+    return all(abs(float(a) - float(b)) < 1.5 * 10**-digits for a, b in zip(ours, theirs, strict=True))
 
 
 def printed_row(page: Path, name: str) -> dict[str, str]:
@@ -107,15 +128,22 @@ def printed_row(page: Path, name: str) -> dict[str, str]:
     raise ValueError(f"{page} has no row {name!r}: make it by {COMMAND} with all folders")
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """The numbers of `hf-vq evaluate` on the test split."""
-    evaluation = RunFiles.read(folder).evaluation
-    data = ["--dataset_name", options.dataset_name or ("parquet" if options.data_files else evaluation["dataset_name"])]
-    data += ["--data_files", *options.data_files] if options.data_files else []
+    evaluation, settings = run.files.evaluation, run.files.run["settings"]
+    name = options.dataset_name or ("parquet" if options.data_files else evaluation["dataset_name"])
+    flags = ["--dataset_name", name, "--split", evaluation["split"], "--streaming"]
+    flags += ["--data_files", *options.data_files] if options.data_files else []
+    if name == evaluation["dataset_name"]:
+        recorded = {key: evaluation.get(key) for key in ("dataset_config_name", "dataset_revision")}
+        flags += [word for key, value in recorded.items() if value for word in (f"--{key}", value)]
+    columns = {key: settings.get(key) for key in ("image_column", "label_column")}
+    flags += [word for key, value in columns.items() if value for word in (f"--{key}", value)]
     with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch) / "evaluation.json"
-        flags = ["--split", evaluation["split"], "--streaming", "--output", str(output)]
-        subprocess.run([sys.executable, "-m", "hf_vq.cli", "evaluate", str(folder), *data, *flags], check=True)
+        output = Path(scratch) / EVALUATION
+        command = [sys.executable, "-m", "hf_vq.cli", "evaluate", str(run.folder), *flags, "--output", str(output)]
+        if subprocess.run(command).returncode != 0:
+            sys.exit(f"{run.folder} could not be measured: {shlex.join(command)}")
         measured: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return measured
 

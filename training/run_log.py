@@ -103,10 +103,17 @@ def record_run(run_dir: Path, settings: dict[str, Any], seed: int) -> None:
         "settings": plain(settings),
         "seed": seed,
         "versions": {"python": platform.python_version()} | installed_versions(),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "machine": machine(),
         "git_commit": git_commit(Path(__file__).parent),
     }
     replace_text(run_dir / RUN_FILE, yaml.safe_dump(record, sort_keys=False))
+
+
+def machine() -> str:
+    """What does the work, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
 
 
 def installed_versions() -> dict[str, str]:

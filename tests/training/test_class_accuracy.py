@@ -60,19 +60,39 @@ def test_everything_is_read_and_the_classifier_is_trained_once(
     output = tmp_path / "output"
     options = ["--dataset_name", str(data), "--output_dir", str(output), "--samples", "3"]
     class_accuracy.main([tokenizer, "--prior", prior, "--guidance_scale", "1", "2", *options])
-    first = json.loads((output / "accuracy.json").read_text())["accuracy"]
+    told = json.loads((output / "accuracy.json").read_text())
+    first = {what: share["accuracy"] for what, share in told["read"].items()}
+    assert told["read"]["samples, guidance 2"]["num_images"] == 6 and told["prior"] == prior
     assert first.keys() == {"test images", "their reconstructions", "samples, guidance 1", "samples, guidance 2"}
     assert first["test images"] > 0.9 and all(0 <= share <= 1 for share in first.values())
     assert "| test images | " in capsys.readouterr().out
 
     monkeypatch.delattr(class_accuracy, "train_classifier")
     class_accuracy.main([tokenizer, *options])
-    assert json.loads((output / "accuracy.json").read_text())["accuracy"]["test images"] == first["test images"]
+    again = json.loads((output / "accuracy.json").read_text())["read"]
+    assert again["test images"]["accuracy"] == first["test images"]
 
 
-def test_images_move_and_stay_images():
-    pixels = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8).to(torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    batches = [class_accuracy.moved(pixels, generator) for _ in range(8)]
-    assert all(batch.shape == pixels.shape and batch.dtype == torch.uint8 for batch in batches)
-    assert len({tuple(batch.flatten().tolist()) for batch in batches}) > 4
+def test_pictures_in_folders_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(short_runs, "PIXELS_DIR", tmp_path / "pixels")
+    for label, name in enumerate(CLASSES):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            PILImage.new("RGB", (8, 8), (200 * label,) * 3).save(tmp_path / "data" / "train" / name / f"{number}.png")
+    pixels = short_runs.load_pixels(str(tmp_path / "data"), "train")
+    labels, names = class_accuracy.load_labels(str(tmp_path / "data"), "train")
+    assert names == CLASSES and torch.equal(labels, pixels[:, 0, 0, 0] // 200) and labels.sum() == 3
+
+
+def test_the_standard_error_is_that_of_a_share():
+    assert class_accuracy.Share(0.5, 100).standard_error == pytest.approx(0.05)
+
+
+def test_each_image_moves_by_itself_and_none_by_more_than_the_padding():
+    point = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
+    point[:, :, 8, 4] = 255
+    moved = class_accuracy.moved(point, torch.Generator().manual_seed(0))
+    assert moved.shape == point.shape and moved.dtype == torch.uint8
+    _, _, rows, columns = moved.nonzero(as_tuple=True)
+    assert len(rows) == 64 and set(rows.tolist()) == set(range(4, 13))
+    assert set(columns.tolist()) == set(range(0, 9)) | set(range(7, 16))  # where it was, and its mirror image

@@ -4,7 +4,7 @@
 
 Trains a small residual net on the real training images (once: its weights are kept in --output_dir), and prints the
 share that it calls by their label: of the test images, of their reconstructions, and of --samples images that the prior
-drew for each class, for each --guidance_scale (1 is without guidance).
+drew for each class, for each --guidance_scale (1 is without guidance). What follows ± is one standard error.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from hf_vq import ImageTokenizer
-from hf_vq.evaluation import to_uint8
+from hf_vq.evaluation import to_uint8, weights_hash
 from hf_vq.files import replace_file
 from hf_vq.models.prior_tokenizer import check_tokenizer
 from hf_vq.streams import load_images
 from hf_vq.token_batches import find_classes
+from run_log import git_commit
 from short_runs import load_pixels, to_pixel_values
 
 WIDTHS = (32, 64, 128, 256)
@@ -84,36 +85,38 @@ def train_classifier(classifier: nn.Module, pixels: Tensor, labels: Tensor, seed
 
 
 def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch, half of it mirrored, all of it shifted by up to `PADDING` pixels."""
-    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
+    """Images, half of them mirrored, each shifted by up to `PADDING` pixels."""
+    count, _, height, width = pixels.shape
+    mirrored = torch.rand(count, generator=generator) < 0.5
     pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-    height, width = pixels.shape[-2:]
-    padded = nn.functional.pad(pixels, (PADDING,) * 4)
-    down, right = torch.randint(2 * PADDING + 1, (2,), generator=generator).tolist()
-    return padded[..., down : down + height, right : right + width]
+    padded = nn.functional.pad(pixels, (PADDING,) * 4).permute(0, 2, 3, 1)
+    down, right = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    shifted = padded[torch.arange(count).view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]
+    return shifted.permute(0, 3, 1, 2)
 
 
-def load_classifier(folder: Path, dataset_name: str, seed: int) -> nn.Module:
+def load_classifier(folder: Path, dataset_name: str, seed: int, num_channels: int, num_classes: int) -> nn.Module:
     """The one that lies there, or a new one."""
-    pixels, (labels, names) = load_pixels(dataset_name, "train"), load_labels(dataset_name, "train")
     torch.manual_seed(seed)
-    classifier = make_classifier(pixels.shape[1], len(names))
+    classifier = make_classifier(num_channels, num_classes)
     path = folder / f"classifier-{Path(dataset_name).name}-seed{seed}.safetensors"
     if path.exists():
         classifier.load_state_dict(load_file(path))
     else:
-        train_classifier(classifier, pixels, labels, seed)
+        labels, _ = load_labels(dataset_name, "train")
+        train_classifier(classifier, load_pixels(dataset_name, "train"), labels, seed)
         replace_file(path, lambda temporary: save_file(classifier.state_dict(), temporary))
     return classifier.eval()
 
 
 def load_labels(dataset_name: str, split: str) -> tuple[Tensor, list[str]]:
-    """The labels of a split, in its order, and the names of the classes."""
-    table: Any = load_images(dataset_name, train_split=split, validation_size=0).train
-    column, names = find_classes(table, None)
+    """The labels of a split, in the order of `load_pixels`, and the names of the classes."""
+    stream: Any = load_images(dataset_name, streaming=True, train_split=split, validation_size=0).train
+    column, names = find_classes(stream, None)
     if column is None:
         raise ValueError(f"{dataset_name} has no single column of classes")
-    return torch.tensor(table[column]), names
+    return torch.tensor([row[column] for row in stream.select_columns([column])]), names
 
 
 @torch.no_grad()
@@ -144,20 +147,42 @@ def sampled(tokenizer: ImageTokenizer, prior: Any, labels: Tensor, guidance_scal
     return torch.cat(parts)
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """What -> share of images that are called by their label."""
-    tokenizer = ImageTokenizer.from_pretrained(options.model)
+class Share(NamedTuple):
+    """Of `num_images` images, the share that is called by its label."""
+
+    accuracy: float
+    num_images: int
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, from the number of images alone."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_images)
+
+
+def measure(options: argparse.Namespace, tokenizer: ImageTokenizer, prior: Any) -> dict[str, Share]:
+    """What was read -> how much of it is called by its label."""
     pixels, (labels, names) = load_pixels(options.dataset_name, "test"), load_labels(options.dataset_name, "test")
-    classifier = load_classifier(options.output_dir, options.dataset_name, options.seed)
-    seen = {"test images": (pixels, labels), "their reconstructions": (reconstructed(tokenizer, pixels), labels)}
-    if options.prior is not None:
-        prior = AutoModelForCausalLM.from_pretrained(options.prior)
-        check_tokenizer(prior.config, tokenizer.model)
-        asked = torch.arange(len(names)).repeat_interleave(options.samples)
-        for scale in options.guidance_scale:
-            drawn = sampled(tokenizer, prior, asked, scale, options.seed)
-            seen[f"samples, guidance {scale:g}"] = (drawn, asked)
-    return {what: float((read(classifier, shown) == truth).float().mean()) for what, (shown, truth) in seen.items()}
+    where = (options.output_dir, options.dataset_name, options.seed)
+    classifier = load_classifier(*where, num_channels=pixels.shape[1], num_classes=len(names))
+
+    def share(shown: Tensor, truth: Tensor) -> Share:
+        return Share(float((read(classifier, shown) == truth).float().mean()), len(truth))
+
+    seen = {"test images": share(pixels, labels)}
+    seen["their reconstructions"] = share(reconstructed(tokenizer, pixels), labels)
+    asked = torch.arange(len(names)).repeat_interleave(options.samples)
+    for scale in options.guidance_scale if prior is not None else ():
+        drawn = sampled(tokenizer, prior, asked, scale, options.seed)
+        seen[f"samples, guidance {scale:g}"] = share(drawn, asked)
+    return seen
+
+
+def about(options: argparse.Namespace, tokenizer: ImageTokenizer, prior: Any) -> dict[str, Any]:
+    """What was measured, and by whom."""
+    of_prior = {} if prior is None else {"prior": options.prior, "prior_sha256": weights_hash(prior)}
+    of_tokenizer = {"model": options.model, "weights_sha256": weights_hash(tokenizer.model)}
+    read_by = {"dataset_name": options.dataset_name, "samples_of_a_class": options.samples, "seed": options.seed}
+    return {**of_tokenizer, **of_prior, **read_by, "git_commit": git_commit(Path(__file__).parent)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,10 +195,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("output/class_accuracy"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    accuracy = measure(options)
-    text = json.dumps({"accuracy": accuracy, "samples_of_a_class": options.samples, "seed": options.seed}, indent=2)
+    tokenizer, prior = ImageTokenizer.from_pretrained(options.model), None
+    if options.prior is not None:
+        prior = AutoModelForCausalLM.from_pretrained(options.prior)
+        check_tokenizer(prior.config, tokenizer.model)
+    shares = measure(options, tokenizer, prior)
+    told = {what: {**share._asdict(), "standard_error": share.standard_error} for what, share in shares.items()}
+    text = json.dumps(about(options, tokenizer, prior) | {"read": told}, indent=2)
     replace_file(options.output_dir / "accuracy.json", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    print("\n".join(["| | read as their label |", "|---|--:|", *(f"| {w} | {a:.1%} |" for w, a in accuracy.items())]))
+    print("| | images | read as their label |\n|---|--:|--:|")
+    for what, share in shares.items():
+        print(f"| {what} | {share.num_images:,} | {share.accuracy:.1%} ± {share.standard_error:.1%} |")
 
 
 if __name__ == "__main__":
