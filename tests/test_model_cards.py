@@ -3,46 +3,92 @@
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import token_equality
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, pipeline
 
 import hf_vq
+import results
 import short_runs
-from hf_vq.evaluation import evaluate
+from hf_vq.evaluation import evaluate, weights_hash
+from hf_vq.models.prior_tokenizer import load_tokenizer
 from hf_vq.streams import EvaluationBatches, ToPixelValues, load_images
+from result_rows import Run, prior_row, tokenizer_row
 
-CARDS = sorted(path.parent for path in (Path(__file__).parent.parent / "model_cards").glob("*/config.json"))
+MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
+CARDS = {path.parent.name: path.parent for path in sorted(MODEL_CARDS.glob("*/config.json"))}
+CONFIGS = {name: json.loads((card / "config.json").read_text(encoding="utf-8")) for name, card in CARDS.items()}
+PRIORS = [name for name, config in CONFIGS.items() if "tokenizer_fingerprint" in config]
+TOKENIZERS = [name for name in CARDS if name not in PRIORS]
+OF_TOKENIZERS = {"psnr", "psnr_of_mse", "ssim", "perplexity", "usage", "split", "protocol"}
+OF_PRIORS = {"bits_per_token", "token_entropy", "position_entropy", "bits_per_dim", "split", "protocol"}
+MIB = 2**20
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_a_card_holds_the_model_that_was_measured(card: Path):
-    model, processor = AutoModel.from_pretrained(card), AutoImageProcessor.from_pretrained(card)
-    measured = json.loads((card / "evaluation.json").read_text(encoding="utf-8"))
-    assert model.fingerprint() == measured["fingerprint"]
-    assert type(processor) is hf_vq.VQImageProcessor
-    assert {"psnr", "psnr_of_mse", "ssim", "perplexity", "usage", "split", "protocol"} <= measured.keys()
+def measured(card: Path) -> dict[str, Any]:
+    """The numbers that lie beside a model."""
+    evaluation: dict[str, Any] = json.loads((card / "evaluation.json").read_text(encoding="utf-8"))
+    return evaluation
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_is_the_one_that_was_measured(name: str):
+    tok = hf_vq.ImageTokenizer.from_pretrained(CARDS[name])
+    evaluation = measured(CARDS[name])
+    assert weights_hash(tok.model) == evaluation["weights_sha256"]
+    assert tok.model.fingerprint() == evaluation["fingerprint"]
+    assert evaluation.keys() >= OF_TOKENIZERS and evaluation["num_images"] == 10_000
+    verification = tok.verify()
+    assert verification.num_tokens > 0 and verification.share_differing <= 0.01
+    assert verification.largest_margin < 1e-3
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_is_the_one_that_was_measured_and_finds_its_tokenizer(name: str):
+    prior = AutoModelForCausalLM.from_pretrained(CARDS[name])
+    evaluation = measured(CARDS[name])
+    assert weights_hash(prior) == evaluation["weights_sha256"]
+    assert evaluation.keys() >= OF_PRIORS and evaluation["num_images"] == 10_000
+    tokenizer, _ = load_tokenizer(prior.config)
+    assert weights_hash(tokenizer) == evaluation["tokenizer_weights_sha256"]
+    pipe = pipeline("unconditional-image-generation", model=str(CARDS[name]))
+    assert pipe(class_labels=[0])[0].size == (pipe.tokenizer_model.config.image_size,) * 2
+
+
+def test_the_folders_are_small_and_whole():
+    sizes = {name: sum(path.stat().st_size for path in card.rglob("*")) for name, card in CARDS.items()}
+    assert max(sizes.values()) <= 10 * MIB and sum(sizes.values()) <= 30 * MIB
+    for card in CARDS.values():
+        assert {"README.md", "run.yaml", "metrics.jsonl", "pictures"} <= {path.name for path in card.iterdir()}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_table_of_results_says_what_the_folder_says(name: str):
+    run = Run.read(CARDS[name])
+    cells = prior_row([run]) if run.is_prior else tokenizer_row([run])
+    assert results.printed_row(results.RESULTS, name) == {head: cell.strip() for head, cell in cells.items()}
 
 
 def test_the_cifar10_tokenizer_keeps_its_numbers(shared_data: Path):
-    card = CARDS[[card.name for card in CARDS].index("sqvae-cifar10")]
+    card = CARDS["sqvae-cifar10"]
     model, processor = AutoModel.from_pretrained(card), AutoImageProcessor.from_pretrained(card)
     test = load_images(str(shared_data / "cifar10"), streaming=True, validation_size=0).test
     batches = EvaluationBatches(test, ToPixelValues(processor), 250)
     metrics = evaluate(model, processor, islice(batches, 4)).metrics
-    measured = json.loads((card / "evaluation.json").read_text(encoding="utf-8"))
+    whole = measured(card)
     # A thousand images stand for ten thousand: the deviation of psnr over images is about 3 dB.
-    assert metrics["psnr"] == pytest.approx(measured["psnr"], abs=0.3)
-    assert metrics["perplexity"] > 330
+    assert metrics["psnr"] == pytest.approx(whole["psnr"], abs=0.3)
+    assert metrics["perplexity"] == pytest.approx(whole["perplexity"], rel=0.05)
 
 
 def test_the_cifar10_tokenizer_gives_the_same_tokens_in_any_batch_on_any_number_of_threads(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(short_runs, "PIXELS_DIR", tmp_path)
-    card = CARDS[[card.name for card in CARDS].index("sqvae-cifar10")]
+    card = CARDS["sqvae-cifar10"]
     try:
         token_equality.main([str(card), "--dataset_name", str(shared_data / "cifar10"), "--limit", "100"])
     finally:
