@@ -1,6 +1,8 @@
 """Every model in model_cards/ loads, is the one that was measured, and keeps its numbers on real images."""
 
 import json
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ PRIORS = [name for name, config in CONFIGS.items() if "tokenizer_fingerprint" in
 TOKENIZERS = [name for name in CARDS if name not in PRIORS]
 OF_TOKENIZERS = {"psnr", "psnr_of_mse", "ssim", "perplexity", "usage", "split", "protocol"}
 OF_PRIORS = {"bits_per_token", "token_entropy", "position_entropy", "bits_per_dim", "split", "protocol"}
+CODE = Path(hf_vq.models.__file__).parent
 MIB = 2**20
 
 
@@ -63,6 +66,17 @@ def test_the_folders_are_small_and_whole():
     assert max(sizes.values()) <= 10 * MIB and sum(sizes.values()) <= 30 * MIB
     for card in CARDS.values():
         assert {"README.md", "run.yaml", "metrics.jsonl", "pictures"} <= {path.name for path in card.iterdir()}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_folder_loads_with_its_own_code_which_is_the_packages(name: str):
+    code = sorted(CARDS[name].glob("*.py"))
+    assert code and all(file.is_symlink() and file.resolve() == CODE / file.name for file in code)
+    auto = "AutoModelForCausalLM" if name in PRIORS else "AutoModel"
+    lines = ["import sys; sys.modules['hf_vq'] = None", f"from transformers import {auto}"]
+    lines += [f"print(type({auto}.from_pretrained({str(CARDS[name])!r}, trust_remote_code=True)).__module__)"]
+    finished = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("transformers_modules.")
 
 
 @pytest.mark.parametrize("name", CARDS)
