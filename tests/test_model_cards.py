@@ -58,7 +58,7 @@ def test_a_prior_is_the_one_that_was_measured_and_finds_its_tokenizer(name: str)
     tokenizer, _ = load_tokenizer(prior.config)
     assert weights_hash(tokenizer) == evaluation["tokenizer_weights_sha256"]
     pipe = pipeline("unconditional-image-generation", model=str(CARDS[name]))
-    assert pipe(class_labels=[0])[0].size == (pipe.tokenizer_model.config.image_size,) * 2
+    assert pipe(class_labels=[0])[0].size == (tokenizer.config.image_size,) * 2
 
 
 def test_the_folders_are_small_and_whole():
