@@ -106,7 +106,7 @@ def test_an_image_that_the_processor_refuses_is_a_bad_one(tmp_path: Path, model:
     found = rows(tmp_path / "out")
     assert [(row["grid_h"], row["grid_w"]) for row in found] == [(2, 2), (3, 2)]
     assert [len(row["image_tokens"]) for row in found] == [4, 6]
-    assert describe_tokens(str(tmp_path / "out")).grid_size is None  # type: ignore[union-attr]
+    assert describe_tokens(str(tmp_path / "out")).grid_size is None  # type: ignore[union-attr]  # there is one
 
 
 def test_too_many_bad_images_stop_it(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]):
@@ -153,7 +153,7 @@ def tokenize_slowly(ready: Any, *arguments: str) -> None:
         time.sleep(0.06)
         return encode(self, batches)
 
-    TokenizeImages.encode = slowly  # type: ignore[method-assign]
+    TokenizeImages.encode = slowly  # type: ignore[method-assign]  # in this process
     torch.set_num_threads(1)
     sys.exit(tokenize(Path(arguments[0]), *arguments[1:]))
 

@@ -229,7 +229,7 @@ def warm(name: str) -> tuple[AutoencoderModel, Tensor]:
 
 
 @pytest.mark.uninitialised_memory
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # it warns of being a prototype
 @every_model
 def test_the_training_forward_does_not_wait_for_the_gpu(warm: tuple[AutoencoderModel, Tensor], no_waiting: None):
     model, images = warm
@@ -239,7 +239,7 @@ def test_the_training_forward_does_not_wait_for_the_gpu(warm: tuple[AutoencoderM
 
 
 @pytest.mark.uninitialised_memory
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # it warns of being a prototype
 @pytest.mark.parametrize("name", ["linear", "ema", "soft_em", "fsq", "gaussian-diagonal", "vmf"])
 def test_a_step_does_not_wait_for_the_gpu(warm: tuple[AutoencoderModel, Tensor], no_waiting: None):
     """Unless codes may have to be placed, which cannot be known without a look at their usage."""

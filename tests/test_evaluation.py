@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, ResNetConfig, ViTConfig
 
-from hf_vq import SQVAEConfig, VQVAEConfig
+from hf_vq import SQVAEConfig, VQImageProcessor, VQVAEConfig
 from hf_vq.evaluation import Evaluation, evaluate, to_uint8, write_evaluation
 from hf_vq.features import FeatureNetwork
 from hf_vq.metrics import FrechetDistance, mse, perplexity, psnr, ssim, usage
@@ -184,11 +184,10 @@ def test_without_progress_nothing_is_shown(capsys):
 
 
 def test_pixel_values_become_the_images_that_postprocess_gives():
-    processing = pytest.importorskip("hf_vq.models.image_processing_vq")
     values = 1.2 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     channels = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
     for settings in ({}, {"do_normalize": False}, channels):
-        processor = processing.VQImageProcessor(size={"shortest_edge": 8}, **settings)
+        processor = VQImageProcessor(size={"shortest_edge": 8}, **settings)
         expected = np.stack(processor.postprocess(values, output_type="np")).transpose(0, 3, 1, 2)
         assert np.array_equal(to_uint8(values, processor).numpy(), expected)
     every_level = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)

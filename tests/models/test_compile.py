@@ -123,7 +123,7 @@ def test_counting_codes_for_trainer_breaks_no_graph_and_makes_no_new_one(family:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler uses what torch has deprecated
 @pytest.mark.parametrize("family", ["soft_em", "gaussian-diagonal"])
 def test_machine_code_of_a_quantizer_equals_eager(family: str):
     """Of the quantizer alone: compiling the convolutions, which are torch's own, takes minutes."""

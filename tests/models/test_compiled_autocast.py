@@ -9,6 +9,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 @pytest.mark.uninitialised_memory
 @every_family
+# torch traces an autograd.Function by what it warns of itself.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_training_forward_compiles_into_one_graph(family: str):
     torch._dynamo.reset()

@@ -82,7 +82,7 @@ def pixelcnn(side: int, device: str) -> Contenders:
             logits = prior(sequences, use_cache=False).logits[:, -1]
             torch.multinomial(logits.softmax(-1), 1)
 
-    ours = lambda: timed(lambda: prior.generate(class_labels=torch.full((16,), -1)), device)  # noqa: E731  short
+    ours = lambda: timed(lambda: prior.generate(class_labels=torch.full((16,), -1)), device)  # noqa: E731  a name in place of a def
     return {"ours": ours, "loop": lambda: timed(loop, device) * side * side / len(places)}
 
 
@@ -131,12 +131,12 @@ def training(batch: int, device: str) -> Contenders:
         input_ids = torch.randint(CODES, (batch, 65), device=device)
         input_ids[:, 0] = CODES
 
-        def step(model=model, optimizer=optimizer, input_ids=input_ids) -> None:  # type: ignore[no-untyped-def]
+        def step(model=model, optimizer=optimizer, input_ids=input_ids) -> None:  # type: ignore[no-untyped-def]  # defaults bind
             model(input_ids=input_ids, labels=input_ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        contenders[name] = lambda step=step: timed(step, device)  # type: ignore[misc]
+        contenders[name] = lambda step=step: timed(step, device)  # type: ignore[misc]  # the same
     return contenders
 
 

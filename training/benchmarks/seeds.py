@@ -5,7 +5,7 @@
     python training/results.py output/seeds/*-seed?     the rows
 
 Each run is a run directory under --output_dir; one that was killed goes on where it stopped. Prints a table: mean ±
-half the range over seeds, of the whole test split. The learning rates in METHODS are those that --choose found.
+half the range over seeds, of the whole test split. All methods have one learning rate, which --choose puts to the test.
 """
 
 import argparse
