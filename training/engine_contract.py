@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+OPTIMIZERS = ("adamw_torch_fused", "muon")
 
 
 def setting(default: Any, text: str) -> Any:
@@ -29,10 +30,11 @@ class EngineArguments:
     learning_rate: float = setting(1e-3, "Highest learning rate.")
     lr_scheduler_type: str = setting("cosine", f"One of {', '.join(SCHEDULES)}.")
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.")
+    optim: str = setting(OPTIMIZERS[0], f"One of {', '.join(OPTIMIZERS)}.")
     adam_beta1: float = setting(0.9, "Decay of Adam's first moment.")
     adam_beta2: float = setting(0.999, "Decay of Adam's second moment.")
     adam_epsilon: float = setting(1e-8, "Adam's epsilon.")
-    weight_decay: float = setting(0.0, "AdamW's decay of parameters with two or more axes.")
+    weight_decay: float = setting(0.0, "Decay of parameters with two or more axes.")
     max_grad_norm: float = setting(0.0, "Largest norm of the gradient; 0 does not clip.")
     mixed_precision: Literal["no", "bf16"] = setting("no", "Autocast of the training forward.")
     torch_compile: bool = setting(False, "Compile the training forward with inductor.")
@@ -65,7 +67,8 @@ class EngineArguments:
         for name in ("average_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), and is {getattr(self, name)}")
-        for name, choices in (("mixed_precision", ("no", "bf16")), ("lr_scheduler_type", SCHEDULES)):
+        named = {"mixed_precision": ("no", "bf16"), "lr_scheduler_type": SCHEDULES, "optim": OPTIMIZERS}
+        for name, choices in named.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)}")
 

@@ -1,16 +1,23 @@
 """What a prior trains on."""
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from engine import ResumableBatches
 from hf_vq.token_batches import TokenBatches
 
+REMEMBERED_TOKENS = 2**27
+
 
 class SequenceBatches(TokenBatches):
     """Sequences: input_ids, labels and perhaps class_labels; endless, and resumable as `batches` are.
+
+    An image is encoded once: when it comes again, it is known by its pixels. Beyond `REMEMBERED_TOKENS` none are added.
 
     Args:
         batches: `TrainBatches` of images or of their tokens.
@@ -21,11 +28,22 @@ class SequenceBatches(TokenBatches):
     def __init__(self, batches: ResumableBatches, tokenizer: Any, start: int) -> None:
         super().__init__(batches, tokenizer)
         self.start = start
+        self.known: dict[bytes, np.ndarray] = {}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in super().__iter__():
             input_ids = nn.functional.pad(batch.pop("image_tokens").flatten(1), (1, 0), value=self.start)
             yield {"input_ids": input_ids, "labels": input_ids, **batch}
+
+    def tokens_of(self, pixel_values: Tensor) -> Tensor:
+        keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixel_values.cpu()]
+        new = {key: index for index, key in enumerate(keys) if key not in self.known}
+        made: Any = super().tokens_of(pixel_values[list(new.values())]).cpu().numpy() if new else ()
+        found = {key: tokens.astype(np.int32) for key, tokens in zip(new, made, strict=True)}
+        tokens = np.stack([found[key] if key in found else self.known[key] for key in keys])
+        if len(self.known) * tokens[0].size < REMEMBERED_TOKENS:
+            self.known |= found
+        return torch.from_numpy(tokens).to(pixel_values.device, torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
         """Where `batches` stand."""

@@ -26,6 +26,7 @@ from checkpoints import (
     split_optimizer_state,
 )
 from engine_contract import EngineArguments, Task
+from optimizers import build_optimizer
 from run_log import RunLog, RunningMeans, Stopwatch, record_run, refuse_other_settings
 
 logger = get_logger(__name__)
@@ -248,16 +249,6 @@ def seed_noise(device: torch.device, seed: int, rank: int, step: int, micro_step
     torch.default_generator.manual_seed(int(words[0]))
     if device.type != "cpu":
         getattr(torch, device.type).manual_seed(int(words[0]))
-
-
-def build_optimizer(module: nn.Module, args: EngineArguments) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    betas = (args.adam_beta1, args.adam_beta2)
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
 
 
 @torch.no_grad()

@@ -87,10 +87,14 @@ class TokenBatches:
 
     def _encoded(self, pixel_values: Tensor, **others: Tensor) -> dict[str, Tensor]:
         pixel_values = pixel_values.to(self.tokenizer.device, non_blocking=True)
-        with canonical(self.tokenizer):
-            image_tokens = self.tokenizer.encode(pixel_values).image_tokens
         kept = {"pixel_values": pixel_values} if self.keep_images else {}
-        return {"image_tokens": image_tokens, **kept, **others}
+        return {"image_tokens": self.tokens_of(pixel_values), **kept, **others}
+
+    def tokens_of(self, pixel_values: Tensor) -> Tensor:
+        """Canonical tokens (B, h, w[, M])."""
+        with canonical(self.tokenizer):
+            tokens: Tensor = self.tokenizer.encode(pixel_values).image_tokens
+        return tokens
 
 
 def labels_of(rows: list[dict[str, Any]], label_column: str) -> Tensor:

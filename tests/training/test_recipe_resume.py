@@ -39,6 +39,7 @@ VARIANTS = {
     "average": {"average_weights": True},
     "clipped_bf16": {"mixed_precision": "bf16", "max_grad_norm": 0.5},
     "ema_codes": EMA_CODES,
+    "muon": {"optim": "muon", "average_weights": True},
 }
 
 

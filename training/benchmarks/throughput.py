@@ -79,7 +79,7 @@ def bare_loop(flags: list[str]) -> float:
 
     from arguments import parse
     from engine import share_cores
-    from training_run import build_optimizer
+    from optimizers import build_optimizer
 
     run = parse(flags)
     share_cores()
