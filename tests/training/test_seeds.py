@@ -1,5 +1,6 @@
 """The comparison over seeds: which runs it starts, with which settings, and the tables it prints."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,12 @@ def test_a_run_that_was_stopped_goes_on(started: list[RunArguments], tmp_path: P
     assert [run.engine.resume_from_checkpoint for run in started] == ["latest", None]
 
 
-def test_learning_rates_are_chosen_on_held_out_images_of_short_runs(
+def test_learning_rates_and_sizes_are_chosen_on_held_out_images_of_short_runs(
     started: list[RunArguments], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     seeds.main(["--choose", "--output_dir", str(tmp_path), "--methods", "vq-gradient", "--seeds", "7"])
-    assert [run.engine.learning_rate for run in started] == list(seeds.LEARNING_RATES)
+    tried = [(run.engine.learning_rate, run.model_fields["codebook_dim"]) for run in started]
+    assert tried == list(itertools.product(seeds.LEARNING_RATES, seeds.CODEBOOK_DIMS))
     assert all(run.data.test_split == "none" and run.engine.seed == 7 for run in started)
     assert all(run.engine.num_train_epochs == 2 for run in started)
-    assert "| vq-gradient | 9.00 | 11.00 | 15.00 |" in capsys.readouterr().out
+    assert "| vq-gradient | 15.00 | 15.00 | 23.00 | 23.00 |" in capsys.readouterr().out

@@ -1,11 +1,12 @@
 """Is SQ-VAE better than VQ-VAE? One net, one plan, four quantizers, three seeds each, all through training/train.py.
 
-    python training/benchmarks/seeds.py --choose        held-out psnr of each learning rate, after a third of the plan
+    python training/benchmarks/seeds.py --choose        held-out psnr of learning rates and sizes of codes, in a third of the plan
     python training/benchmarks/seeds.py                 trains what is missing, one run after the other
     python training/results.py output/seeds/*-seed?     the rows
 
 Each run is a run directory under --output_dir; one that was killed goes on where it stopped. Prints a table: mean ±
-half the range over seeds, of the whole test split. All methods have one learning rate, which --choose puts to the test.
+half the range over seeds, of the whole test split. Each method has the learning rate and the codebook_dim that --choose
+found best for it.
 """
 
 import argparse
@@ -24,24 +25,25 @@ from result_rows import Run, in_rows, markdown, tokenizer_row
 
 TRAINING = Path(__file__).resolve().parent.parent
 CONFIG = TRAINING / "configs" / "seeds_cifar10.yaml"
-LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+LEARNING_RATES, CODEBOOK_DIMS = (8e-3, 1.6e-2), (4, 8)
 SHORT = ("--num_train_epochs", "2", "--test_split", "none")
 SHOWN = ("model", "kind", "psnr", "psnr_of_mse", "ssim", "perplexity", "usage")
 
 
 class Method(NamedTuple):
-    """A family, its learning rate, and the fields of its config that make the method."""
+    """A family, the fields of its config that make the method, and what was chosen for it."""
 
     model_type: str
-    learning_rate: float
     fields: dict[str, Any]
+    learning_rate: float = 1.6e-2
+    codebook_dim: int = 4
 
 
 METHODS = {
-    "sqvae": Method("hf_sqvae", 4e-3, {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}),
-    "vq-gradient": Method("hf_vqvae", 4e-3, {"quantizer": "gradient"}),
-    "vq-ema": Method("hf_vqvae", 4e-3, {"quantizer": "ema"}),
-    "vq-ema-care": Method("hf_vqvae", 4e-3, {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}),
+    "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}),
+    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}),
+    "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}),
+    "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}),
 }
 
 
@@ -63,29 +65,31 @@ def compare(options: argparse.Namespace) -> list[str]:
     for seed, name in itertools.product(options.seeds, options.methods):
         folders.append(options.output_dir / f"{name}-seed{seed}")
         if not (folders[-1] / EVALUATION).exists():
-            train(folders[-1], METHODS[name], METHODS[name].learning_rate, seed, options.dataset_name)
+            train(folders[-1], METHODS[name], seed, options.dataset_name)
     rows = [tokenizer_row(row) for row in in_rows(map(Run.read, folders))]
     return table([{name: row[name] for name in SHOWN} for row in rows])
 
 
 def choose(options: argparse.Namespace) -> list[str]:
-    """Trains every method a little with every learning rate; the table of held-out psnr."""
+    """Trains every method a little with every learning rate and size of codes; the table of held-out psnr."""
     rows = []
     for name in options.methods:
         rows.append({"model": name})
-        for learning_rate in LEARNING_RATES:
-            folder = options.output_dir / "choose" / f"{name}-{learning_rate:g}"
+        for learning_rate, codebook_dim in itertools.product(LEARNING_RATES, CODEBOOK_DIMS):
+            folder = options.output_dir / "choose" / f"{name}-{learning_rate:g}-{codebook_dim}"
             if not (folder / "config.json").exists():
-                train(folder, METHODS[name], learning_rate, options.seeds[0], options.dataset_name, *SHORT)
-            rows[-1][f"{learning_rate:g}"] = f"{held_out_psnr(folder):.2f}"
+                method = METHODS[name]._replace(learning_rate=learning_rate, codebook_dim=codebook_dim)
+                train(folder, method, options.seeds[0], options.dataset_name, *SHORT)
+            rows[-1][f"{learning_rate:g}, D = {codebook_dim}"] = f"{held_out_psnr(folder):.2f}"
     return table(rows)
 
 
-def train(folder: Path, method: Method, learning_rate: float, seed: int, dataset_name: str, *more: str) -> None:
+def train(folder: Path, method: Method, seed: int, dataset_name: str, *more: str) -> None:
     """One run of training/train.py, resumed where it stopped."""
+    fields = {"codebook_dim": method.codebook_dim, **method.fields}
     command = ["accelerate", "launch", str(TRAINING / "train.py"), "--config", str(CONFIG), "--seed", str(seed)]
-    command += ["--model_type", method.model_type, "--config_overrides", json.dumps(method.fields)]
-    command += ["--learning_rate", str(learning_rate), "--output_dir", str(folder), "--dataset_name", dataset_name]
+    command += ["--model_type", method.model_type, "--config_overrides", json.dumps(fields)]
+    command += ["--learning_rate", str(method.learning_rate), "--output_dir", str(folder), "--dataset_name", dataset_name]
     command += more
     if (folder / RUN).exists():
         command += ["--resume_from_checkpoint", "latest"]
