@@ -1,6 +1,6 @@
 """Is SQ-VAE better than VQ-VAE? One net, one plan, four quantizers, three seeds each, all through training/train.py.
 
-    python training/benchmarks/seeds.py --choose        held-out psnr of learning rates and sizes of codes, in a third of the plan
+    python training/benchmarks/seeds.py --choose        held-out psnr of learning rates and codebook_dims, in short runs
     python training/benchmarks/seeds.py                 trains what is missing, one run after the other
     python training/results.py output/seeds/*-seed?     the rows
 
@@ -89,8 +89,8 @@ def train(folder: Path, method: Method, seed: int, dataset_name: str, *more: str
     fields = {"codebook_dim": method.codebook_dim, **method.fields}
     command = ["accelerate", "launch", str(TRAINING / "train.py"), "--config", str(CONFIG), "--seed", str(seed)]
     command += ["--model_type", method.model_type, "--config_overrides", json.dumps(fields)]
-    command += ["--learning_rate", str(method.learning_rate), "--output_dir", str(folder), "--dataset_name", dataset_name]
-    command += more
+    command += ["--learning_rate", str(method.learning_rate), "--output_dir", str(folder)]
+    command += ["--dataset_name", dataset_name, *more]
     if (folder / RUN).exists():
         command += ["--resume_from_checkpoint", "latest"]
     print(folder, flush=True)
