@@ -10,7 +10,7 @@ import torch
 from hf_vq import ImageTokenizer
 from hf_vq.cli import main
 from hf_vq.convert import convert, from_diffusers, to_config
-from hf_vq.reference_tokens import differences
+from hf_vq.reference_tokens import compare_tokens
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -67,7 +67,7 @@ def test_tokens_and_pixels_are_those_of_the_original(name: str, dtype: torch.dty
     encoded = ours.encode(images)
     close: dict[str, float] = {"atol": 1e-5, "rtol": 0}
     torch.testing.assert_close(encoded.last_hidden_state, latents, **close)
-    found = differences(
+    found = compare_tokens(
         ours, encoded.last_hidden_state, None, encoded.image_tokens, tokens.view(encoded.image_tokens.shape)
     )
     # In float32 the original's own distances are rounded.

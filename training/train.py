@@ -61,11 +61,11 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
             run.engine,
             model.model_type,
             run.model_fields,
-            model.model_name_or_path,
-            model.train_only,
-            data.max_bad_examples,
-            model.warn_perplexity_below,
-            data.random_flip,
+            model_name_or_path=model.model_name_or_path,
+            train_only=model.train_only,
+            max_bad_examples=data.max_bad_examples,
+            warn_perplexity_below=model.warn_perplexity_below,
+            random_flip=data.random_flip,
         )
     description = describe_data(data)
     return PriorTask(
@@ -73,13 +73,13 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
         run.engine,
         model.model_type,
         run.model_fields,
-        model.tokenizer_name_or_path,
-        model.tokenizer_revision,
-        description,
-        data.label_column,
-        model.model_name_or_path,
-        data.max_bad_examples,
-        data.random_flip,
+        tokenizer_name_or_path=model.tokenizer_name_or_path,
+        tokenizer_revision=model.tokenizer_revision,
+        description=description,
+        label_column=data.label_column,
+        model_name_or_path=model.model_name_or_path,
+        max_bad_examples=data.max_bad_examples,
+        random_flip=data.random_flip,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_vq.cards import is_on_hub, write_readme
-from hf_vq.models.prior_tokenizer import sibling
+from hf_vq.models.prior_tokenizer import is_prior, sibling
 from hf_vq.reference_tokens import REFERENCE_FILE, hash_of_reference
 from hf_vq.run_files import RunFiles
 
@@ -51,13 +51,12 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
     config = model.config
     files = RunFiles.read(folder)
     evaluation, runs = files.evaluation, {place: it for place, it in files.runs.items() if it.run}
-    is_prior = hasattr(config, "tokenizer_fingerprint")
-    tokenizer = _tokenizer(config, repo_id) if is_prior else None
+    tokenizer = _tokenizer(config, repo_id) if is_prior(config) else None
     base_model = tokenizer if tokenizer is not None and is_on_hub(tokenizer) else None
     pictures = {path.stem.replace("-", "_"): f"pictures/{path.name}" for path in folder.glob("pictures/*.png")}
     write_readme(
         folder,
-        "prior.md" if is_prior else "tokenizer.md",
+        "prior.md" if is_prior(config) else "tokenizer.md",
         _card_data(config, repo_id, license, evaluation, runs.values(), base_model),
         repo_id=repo_id,
         config=config,
@@ -86,8 +85,7 @@ def _card_data(
     base_model: str | None,
 ) -> ModelCardData:
     """What the Hub indexes."""
-    is_prior = hasattr(config, "tokenizer_fingerprint")
-    task = "unconditional-image-generation" if is_prior else "image-feature-extraction"
+    task = "unconditional-image-generation" if is_prior(config) else "image-feature-extraction"
     trained_on = {it.run["settings"].get("dataset_name") for it in runs}
     results = [
         EvalResult(
@@ -107,7 +105,7 @@ def _card_data(
         library_name="hf-vq",
         pipeline_tag=task,
         license=license,
-        tags=[config.model_type, "discrete image tokens" if is_prior else "image tokenizer"],
+        tags=[config.model_type, "discrete image tokens" if is_prior(config) else "image tokenizer"],
         datasets=sorted(name for name in trained_on if name and is_on_hub(name)) or None,
         base_model=base_model,
         model_name=repo_id.split("/")[-1] if results else None,

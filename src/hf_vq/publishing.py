@@ -14,7 +14,7 @@ from hf_vq import models
 from hf_vq.evaluation import weights_hash
 from hf_vq.hub_commit import commit_folder, full_name
 from hf_vq.model_card import METHODS, write_card
-from hf_vq.models.prior_tokenizer import check_tokenizer, tokenizer_location
+from hf_vq.models.prior_tokenizer import check_tokenizer, is_prior, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
 from hf_vq.run_files import EVALUATION, LOG, RUN, STARTED_FROM, copy_run
 
@@ -170,11 +170,6 @@ def read_config(run_dir: PathLike) -> Any:
     if config.model_type not in METHODS:
         raise ValueError(f"{run_dir} holds a {config.model_type}: name a tokenizer or a prior of hf_vq")
     return config
-
-
-def is_prior(config: Any) -> bool:
-    """Whether a config is that of a prior."""
-    return hasattr(config, "tokenizer_fingerprint")
 
 
 def check_measured(run_dir: Path, model: Any, fingerprint: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_vq.canonical import canonical
 from hf_vq.files import replace_file
 
-__all__ = ["REFERENCE_FILE", "Verification", "compare", "differences", "hash_of_reference", "save_reference_tokens"]
+__all__ = ["REFERENCE_FILE", "Verification", "compare", "compare_tokens", "hash_of_reference", "save_reference_tokens"]
 
 REFERENCE_FILE = "reference_tokens.safetensors"
 HASH = "sha256_of_tokens"
@@ -75,10 +75,10 @@ def compare(file: str | os.PathLike[str], model: Any, processor: Any) -> Verific
         if hash_of(there) != reference.metadata()[HASH]:
             raise ValueError(f"{file} is damaged: its tokens have another hash than it says. Download it again.")
     here, latents, log_variance = _encode(model, processor, images)
-    return differences(model, latents, log_variance, here, there.to(here.device))
+    return compare_tokens(model, latents, log_variance, here, there.to(here.device))
 
 
-def differences(
+def compare_tokens(
     model: Any, latents: Tensor, log_variance: Tensor | None, image_tokens: Tensor, others: Tensor
 ) -> Verification:
     """How other tokens of the same images compare with `image_tokens`.

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from hf_vq.canonical import canonical
-from hf_vq.reference_tokens import Verification, differences
+from hf_vq.reference_tokens import Verification, compare_tokens
 from short_runs import load_pixels, to_pixel_values
 
 WAYS = ((1, 256), (2, 256), (1, 1), (2, 1))
@@ -55,7 +55,7 @@ def compare(model: Any, pixels: Tensor) -> dict[tuple[int, int], Verification]:
     """(threads, batch size) -> how its tokens compare with those of the first way."""
     first = encode(model, pixels, *WAYS[0])
     others = {way: encode(model, pixels, *way).image_tokens for way in WAYS[1:]}
-    return {way: differences(model, *first, tokens) for way, tokens in others.items()}
+    return {way: compare_tokens(model, *first, tokens) for way, tokens in others.items()}
 
 
 def most_differing(verification: Verification) -> int:

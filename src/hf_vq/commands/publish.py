@@ -8,12 +8,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.commands.shared import check_output_folder
-from hf_vq.models.prior_tokenizer import seen_from, tokenizer_location
+from hf_vq.models.prior_tokenizer import is_prior, seen_from, tokenizer_location
 from hf_vq.publishing import (
     TokenizerPlace,
     choose_tokenizer,
     find_on_hub,
-    is_prior,
     publish,
     read_config,
     write_repository,

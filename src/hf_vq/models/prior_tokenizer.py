@@ -79,6 +79,11 @@ def rebase_tokenizer(config: Any, folder: str | os.PathLike[str]) -> None:
         config.name_or_path = os.fspath(folder)
 
 
+def is_prior(config: Any) -> bool:
+    """Whether a config is that of a prior, and not a tokenizer's."""
+    return hasattr(config, "tokenizer_fingerprint")
+
+
 def check_tokenizer(config: Any, model: Any) -> None:
     """Raises a ValueError that names both unless `model` is the tokenizer that a prior's config was made for."""
     if differing := differences(config, model):
@@ -104,6 +109,7 @@ def differences(made_for: Any, model: Any) -> list[str]:
 __all__ = [
     "check_tokenizer",
     "differences",
+    "is_prior",
     "load_tokenizer",
     "rebase_tokenizer",
     "seen_from",
