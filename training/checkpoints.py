@@ -157,18 +157,19 @@ def split_optimizer_state(state: dict[str, Any]) -> tuple[Tensors, dict[str, Any
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
 
 
-def join_optimizer_state(tensors: Tensors, rest: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `split_optimizer_state`."""
+def join_optimizer_state(tensors: Tensors, rest: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The inverse of `split_optimizer_state`; tuples, of which JSON makes lists, are those of the optimizer's own
+    `groups`."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in (tensors | rest["numbers"]).items():
         parameter, _, name = key.partition(".")
         state.setdefault(int(parameter), {})[name] = value
-    return {"state": state, "param_groups": [_with_tuples(group) for group in rest["param_groups"]]}
+    pairs = zip(groups, rest["param_groups"], strict=True)
+    return {"state": state, "param_groups": [_with_tuples(own, saved) for own, saved in pairs]}
 
 
-def _with_tuples(group: dict[str, Any]) -> dict[str, Any]:
-    # JSON has made lists of them; only `params` was one
-    return {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
+def _with_tuples(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    return {k: own[k] if isinstance(v, list) and k != "params" else v for k, v in saved.items()}
 
 
 def named_state(module: torch.nn.Module) -> Tensors:

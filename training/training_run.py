@@ -218,8 +218,8 @@ class Training:
         restore_(named_state(self.module), read_part(checkpoint, "model.safetensors"))
         if self.average is not None:
             restore_(named_state(self.average), read_part(checkpoint, "average.safetensors"))
-        optimizer = join_optimizer_state(read_part(checkpoint, "optimizer.safetensors"), state["optimizer"])
-        self.optimizer.load_state_dict(optimizer)
+        moments, groups = read_part(checkpoint, "optimizer.safetensors"), self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(join_optimizer_state(moments, state["optimizer"], groups))
         self.schedule.load_state_dict(state["schedule"])
 
         local = read_part(checkpoint, self._local("state.json"))

@@ -1,9 +1,11 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from pytorch_optimizer import Muon
 
 from checkpoints import (
     Checkpoints,
@@ -107,18 +109,27 @@ def test_views_of_one_tensor_are_saved_apart(tmp_path: Path, accelerator: Accele
     assert read["a"].tolist() == [0, 1, 2, 3] and read["b"].tolist() == [2, 3, 4, 5] and read["c"].tolist() == [0, 2, 4]
 
 
+def muon(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+    """The first group's matrices by Muon, the rest by Adam."""
+    marked = [group | {"lr": lr, "use_muon": index == 0} for index, group in enumerate(groups)]
+    return Muon(marked, use_adjusted_lr=True)
+
+
 @pytest.mark.parametrize(
-    "kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop], ids=lambda kind: kind.__name__
+    "kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, muon], ids=lambda kind: kind.__name__
 )
-def test_an_optimizer_goes_through_tensors_and_json_unchanged(kind: type[torch.optim.Optimizer]):
+def test_an_optimizer_goes_through_tensors_and_json_unchanged(kind: Callable[..., torch.optim.Optimizer]):
     weights = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
     optimizer = kind([{"params": weights[:1], "weight_decay": 0.1}, {"params": weights[1:]}], lr=0.1)
     sum(weight.square().sum() for weight in weights).backward()
     optimizer.step()
     tensors, rest = split_optimizer_state(optimizer.state_dict())
-    state = join_optimizer_state(tensors, json.loads(json.dumps(rest)))
+    fresh = kind([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.5)
+    groups = fresh.state_dict()["param_groups"]
+    state = join_optimizer_state(tensors, json.loads(json.dumps(rest)), groups)
     assert str(state) == str(optimizer.state_dict())
-    kind([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.5).load_state_dict(state)
+    fresh.load_state_dict(state)
+    fresh.step()
 
 
 def test_a_module_of_other_names_or_shapes_is_refused():

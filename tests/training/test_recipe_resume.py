@@ -35,7 +35,7 @@ def stream(folder: Path, **changes: Any) -> dict[str, Any]:
 
 VARIANTS = {
     "accumulation": {"gradient_accumulation_steps": 2},
-    "workers": {"dataloader_num_workers": 2, "random_flip": True},
+    "workers": {"dataloader_num_workers": 2},
     "average": {"average_weights": True},
     "clipped_bf16": {"mixed_precision": "bf16", "max_grad_norm": 0.5},
     "ema_codes": EMA_CODES,
