@@ -36,14 +36,15 @@ class SequenceBatches(TokenBatches):
             yield {"input_ids": input_ids, "labels": input_ids, **batch}
 
     def tokens_of(self, pixel_values: Tensor) -> Tensor:
-        keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixel_values.cpu()]
+        # Both sides are in main memory: only what is new goes to the tokenizer.
+        keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixel_values]
         new = {key: index for index, key in enumerate(keys) if key not in self.known}
         made: Any = super().tokens_of(pixel_values[list(new.values())]).cpu().numpy() if new else ()
         found = {key: tokens.astype(np.int32) for key, tokens in zip(new, made, strict=True)}
         tokens = np.stack([found[key] if key in found else self.known[key] for key in keys])
         if len(self.known) * tokens[0].size < REMEMBERED_TOKENS:
             self.known |= found
-        return torch.from_numpy(tokens).to(pixel_values.device, torch.int64)
+        return torch.from_numpy(tokens).long()
 
     def state_dict(self) -> dict[str, Any]:
         """Where `batches` stand."""

@@ -86,14 +86,16 @@ class TokenBatches:
             yield batch if "image_tokens" in batch else self._encoded(**batch)
 
     def _encoded(self, pixel_values: Tensor, **others: Tensor) -> dict[str, Tensor]:
-        pixel_values = pixel_values.to(self.tokenizer.device, non_blocking=True)
-        kept = {"pixel_values": pixel_values} if self.keep_images else {}
-        return {"image_tokens": self.tokens_of(pixel_values), **kept, **others}
+        if self.keep_images:
+            pixel_values = pixel_values.to(self.tokenizer.device, non_blocking=True)
+            others["pixel_values"] = pixel_values
+        return {"image_tokens": self.tokens_of(pixel_values), **others}
 
     def tokens_of(self, pixel_values: Tensor) -> Tensor:
         """Canonical tokens (B, h, w[, M])."""
         with canonical(self.tokenizer):
-            tokens: Tensor = self.tokenizer.encode(pixel_values).image_tokens
+            there = pixel_values.to(self.tokenizer.device, non_blocking=True)
+            tokens: Tensor = self.tokenizer.encode(there).image_tokens
         return tokens
 
 

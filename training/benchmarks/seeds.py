@@ -5,8 +5,8 @@
     python training/results.py output/seeds/*-seed?     the rows
 
 Each run is a run directory under --output_dir; one that was killed goes on where it stopped. Prints a table: mean ±
-half the range over seeds, of the whole test split. Each method has the learning rate and the codebook_dim that --choose
-found best for it.
+half the range over seeds, of the whole test split. Each method has a learning rate and a codebook_dim of its own, which
+--choose puts to the test.
 """
 
 import argparse
