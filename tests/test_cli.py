@@ -138,6 +138,25 @@ def test_evaluate_writes_and_prints_every_number(parquet: Path, tmp_path: Path, 
     assert numbers <= written.keys() and all(f"\n{name} " in f"\n{out}" for name in numbers)
 
 
+def test_evaluate_measures_refined_tokens_and_says_so(parquet: Path, tmp_path: Path, run: Any):
+    flags = ["--dataset_name", "parquet", "--data_files", parquet, "--cache_dir", tmp_path / "cache"]
+    for name, more in {"plain": [], "refined": ["--refine", 2]}.items():
+        code, _, err = run("evaluate", *flags, *more, "--output", tmp_path / f"{name}.json")
+        assert code == 0, err
+    plain, refined = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "refined"))
+    assert refined["refine"] == 2 and "refine" not in plain
+    assert refined["mse"] < plain["mse"] and "loss" not in refined
+    code, _, err = run("evaluate", *flags, "--refine", -2, "--output", tmp_path / "e.json")
+    assert code == 1 and "refine must be 0 or more rounds, got -2" in err
+
+
+def test_encode_refines_on_request(folder: Path, tmp_path: Path, run: Any):
+    image = folder / "images" / "a.png"
+    assert run("encode", image, "--output", tmp_path / "t.json", "--refine", 1)[0] == 0
+    tok = ImageTokenizer.from_pretrained(folder / "model")
+    assert read_records(tmp_path / "t.json")[0]["input_ids"] == tok.encode(image, refine=1) != tok.encode(image)
+
+
 def test_evaluate_counts_damaged_images(folder: Path, tmp_path: Path, run: Any):
     good = (folder / "images" / "a.png").read_bytes()
     rows = {"image": [{"bytes": data, "path": None} for data in (good, good[:300], good)]}

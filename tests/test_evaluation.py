@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModel, ResNetConfig, ViTConfig
 
-from hf_vq import SQVAEConfig, VQImageProcessor, VQVAEConfig
-from hf_vq.evaluation import Evaluation, evaluate, to_uint8, write_evaluation
+from hf_vq import SQVAEConfig, SQVAEModel, VQImageProcessor, VQVAEConfig
+from hf_vq.evaluation import STATISTICS, Evaluation, evaluate, to_uint8, write_evaluation
 from hf_vq.features import FeatureNetwork
 from hf_vq.metrics import FrechetDistance, mse, perplexity, psnr, ssim, usage
 
@@ -100,6 +100,20 @@ def test_every_number_equals_its_definition():
         rel=1e-6,
     )
     assert measured.metrics["images_per_second"] > 0
+
+
+def test_refined_tokens_have_numbers_of_their_own():
+    torch.manual_seed(0)
+    config = SQVAEConfig(image_size=8, codebook_size=16, hidden_channels=[4, 8], residual_channels=4)
+    model, images = SQVAEModel(config).eval(), images_of(6, size=8)
+    plain, refined = (evaluate(model, PROCESSOR, batches_of(images, 4, 2), refine=rounds) for rounds in (0, 2))
+    tokens = model.encode(images.float() / 127.5 - 1, refine=2).image_tokens
+    assert torch.equal(refined.code_counts, torch.bincount(tokens.flatten(), minlength=16)[None])
+    decoded = to_uint8(model.decode(tokens).pixel_values, PROCESSOR)
+    assert refined.metrics["mse"] == pytest.approx(mse(images, decoded).mean().item(), rel=1e-6)
+    assert refined.metrics["mse"] < plain.metrics["mse"]
+    own = {"loss", "reconstruction_loss", "embedding_loss", *STATISTICS}
+    assert plain.metrics.keys() - refined.metrics.keys() == own
 
 
 def test_small_images_have_no_ssim():

@@ -175,6 +175,24 @@ def test_every_number_in_a_card_was_measured(hub: HubServer, hub_api: HfApi, tok
     assert ModelCard(bare).data.eval_results is None
 
 
+def test_the_card_has_the_numbers_of_refined_tokens(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path
+):
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "refined")
+    numbers = json.loads((folder / "evaluation.json").read_text()) | {"psnr": 21.75, "refine": 3}
+    del numbers["usage"]
+    (folder / "evaluation-refined.json").write_text(json.dumps(numbers))
+    publish(folder, NAME)
+    files = files_of(hub)
+    card = files["README.md"].decode()
+    assert "| | tokens | refined tokens |\n|---|--:|--:|\n| PSNR, mean over images (dB) | 21.25 | 21.75 |" in card
+    assert "| 50.0% |  |" in card and "tok(images, refine=3)" in card
+    assert json.loads(files["evaluation-refined.json"])["psnr"] == 21.75
+    (folder / "evaluation-refined.json").write_text(json.dumps(numbers | {"weights_sha256": "0"}))
+    with pytest.raises(ValueError, match=r"evaluation-refined.json was measured with other weights"):
+        publish(folder, "org/other")
+
+
 def test_the_card_tells_of_the_run_that_went_before(
     hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path
 ):

@@ -68,6 +68,15 @@ def test_images_become_lists_of_ids(tok: ImageTokenizer):
     assert tok.encode(images[1]) == batch.input_ids[1]
 
 
+def test_refined_ids_are_the_model_s(tok: ImageTokenizer):
+    images = pictures((16, 16), (16, 16), (16, 16))
+    expected = tok.model.encode(tok.processor(images, return_tensors="pt").pixel_values, refine=1).image_tokens
+    assert tok(images, refine=1).input_ids == expected.flatten(1).tolist() != tok(images).input_ids
+    assert tok.encode(images[0], refine=1) == expected[0].flatten().tolist()
+    with pytest.raises(ValueError, match="refine must be 0 or more rounds, got -1"):
+        tok(images, refine=-1)
+
+
 def test_tensors_on_request(tok: ImageTokenizer):
     batch = tok(pictures((16, 16), (16, 16)), return_tensors="pt")
     assert batch["input_ids"].shape == (2, 16) and batch["input_ids"].dtype == torch.int64

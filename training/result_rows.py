@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_vq.run_files import EVALUATION, RUN, RunFiles
+from hf_vq.run_files import EVALUATION, REFINED, RUN, RunFiles
 from run_log import FREE_SETTINGS, flatten
 
 # Metric -> digits.
@@ -45,6 +45,18 @@ class Run(NamedTuple):
         return cls(folder, re.sub(r"-seed\d+$", "", folder.resolve().name), config, files)
 
     @property
+    def refined(self) -> "Run | None":
+        """The same with the numbers of its refined tokens, if these were measured."""
+        numbers = self.files.refined
+        name = f"{self.name}, refine={numbers.get('refine')}"
+        return self._replace(name=name, files=self.files._replace(evaluation=numbers)) if numbers else None
+
+    @property
+    def evaluation_file(self) -> Path:
+        """Where its numbers are from."""
+        return self.folder / (REFINED if "refine" in self.files.evaluation else EVALUATION)
+
+    @property
     def is_prior(self) -> bool:
         """Whether it is a prior."""
         return "tokenizer_fingerprint" in self.config
@@ -58,13 +70,14 @@ class Run(NamedTuple):
 
 
 def in_rows(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs of one name together, in the order of the first of each.
+    """Runs of one name together, in the order of the first of each; refined tokens have rows of their own.
 
     Raises: ValueError if such runs differ in more than their seed, or two of them have the same.
     """
     rows: dict[str, list[Run]] = {}
     for run in runs:
-        rows.setdefault(run.name, []).append(run)
+        for measured in filter(None, (run, run.refined)):
+            rows.setdefault(measured.name, []).append(measured)
     for name, row in rows.items():
         seeds = [run.files.run["seed"] for run in row]
         if len(set(seeds)) < len(seeds):

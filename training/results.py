@@ -43,7 +43,8 @@ Written by `{COMMAND} FOLDER...` from run directories: do not edit. Measured aga
 
 Whole test sets, in float32, with deterministic tokens; `psnr` is the mean over images, after rounding to 8 bits (dB);
 `mse` on [0, 1]; `perplexity` and `usage` of the histogram of all tokens. Models were chosen on held-out training
-images; a test set was read once for a row. Several seeds: mean ± half the range.
+images; a test set was read once for a row. Several seeds: mean ± half the range. A row with `refine` is of the same
+model's refined tokens, which are looked for by decoding (`model.encode(pixel_values, refine=N)`); nobody else's are.
 """
 
 
@@ -98,7 +99,7 @@ def check(row: Sequence[Run], options: argparse.Namespace) -> list[str]:
             continue
         cells = [(options.output, told.get(name, ""), with_range(here, digits))]
         for run, then, now in zip(row, recorded, here, strict=True):
-            cells.append((run.folder / EVALUATION, with_range([then], digits), with_range([now], digits)))
+            cells.append((run.evaluation_file, with_range([then], digits), with_range([now], digits)))
         for place, printed, expected in cells:
             if not is_close(printed, expected, digits):
                 problems.append(f"{row[0].name}: {name} is {expected}, and {place} says {printed or 'nothing'}")
@@ -134,6 +135,7 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     name = options.dataset_name or ("parquet" if options.data_files else evaluation["dataset_name"])
     flags = ["--dataset_name", name, "--split", evaluation["split"], "--streaming"]
     flags += ["--data_files", *options.data_files] if options.data_files else []
+    flags += ["--refine", str(evaluation["refine"])] if "refine" in evaluation else []
     if name == evaluation["dataset_name"]:
         recorded = {key: evaluation.get(key) for key in ("dataset_config_name", "dataset_revision")}
         flags += [word for key, value in recorded.items() if value for word in (f"--{key}", value)]

@@ -59,6 +59,11 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float | None]
     code_counts: Tensor
 
+    def of_refined_tokens(self) -> "Evaluation":
+        """Without what is about the encoder's own tokens."""
+        own = {*LOSSES, *STATISTICS}
+        return self._replace(metrics={name: value for name, value in self.metrics.items() if name not in own})
+
 
 def evaluate(
     model: nn.Module,
@@ -66,6 +71,7 @@ def evaluate(
     batches: Iterable[dict[str, Tensor]],
     *,
     fd_model: str | os.PathLike[str] | nn.Module | None = None,
+    refine: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Measures an image tokenizer on a data set.
@@ -80,6 +86,8 @@ def evaluate(
             From `num_images`, the number of this process, or else from `len`, the bar knows how long it takes.
         fd_model: name, folder or loaded `AutoModel` whose features give the Fréchet distance between originals and
             reconstructions. (Not FID, which is the distance under one certain network.)
+        refine: rounds of `model.encode(..., refine=)`; then there are neither losses nor what a quantizer knows of its
+            posterior, which are about the encoder's own tokens.
         progress: show a bar with images per second and the time left.
 
     Raises: ValueError if there are no images, or a reconstruction is not finite.
@@ -92,8 +100,13 @@ def evaluate(
         for batch in _with_progress(batches, progress):
             pixel_values = batch["pixel_values"].to(device, torch.float32, non_blocking=True)
             # The class's own forward: Accelerate puts one on the instance that turns autocast on.
-            totals.update(pixel_values, type(network).forward(network, pixel_values), statistics)
-    return totals.compute(start)
+            output = type(network).forward(network, pixel_values)
+            if refine:
+                output.image_tokens = network.encode(pixel_values, refine=refine).image_tokens
+                output.decoded_pixel_values = network.decode(output.image_tokens).pixel_values
+            totals.update(pixel_values, output, statistics)
+    evaluation = totals.compute(start)
+    return evaluation.of_refined_tokens() if refine else evaluation
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
     config = model.config
     files = RunFiles.read(folder)
     evaluation, runs = files.evaluation, {place: it for place, it in files.runs.items() if it.run}
+    measured = [evaluation, files.refined] if files.refined else [evaluation]
     tokenizer = _tokenizer(config, repo_id) if is_prior(config) else None
     base_model = tokenizer if tokenizer is not None and is_on_hub(tokenizer) else None
     pictures = {path.stem.replace("-", "_"): f"pictures/{path.name}" for path in folder.glob("pictures/*.png")}
@@ -66,7 +67,11 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
         grid=_grid(config),
         bits=f"{_bits(config):,}",
         evaluation={"dataset_revision": None, **evaluation},
-        metrics=[(label, format(evaluation[name], digits)) for name, label, digits in _measured(evaluation)],
+        refine=files.refined.get("refine"),
+        metrics=[
+            (label, [format(numbers[name], digits) if name in numbers else "" for numbers in measured])
+            for name, label, digits in _measured(evaluation)
+        ],
         runs=runs,
         training=_training(list(runs.values())),
         parameters=model.num_parameters(),

@@ -16,7 +16,7 @@ from hf_vq.hub_commit import commit_folder, full_name
 from hf_vq.model_card import METHODS, write_card
 from hf_vq.models.prior_tokenizer import check_tokenizer, is_prior, tokenizer_location
 from hf_vq.reference_tokens import REFERENCE_FILE
-from hf_vq.run_files import EVALUATION, LOG, RUN, STARTED_FROM, copy_run
+from hf_vq.run_files import EVALUATION, LOG, REFINED, RUN, STARTED_FROM, copy_run
 
 __all__ = ["TokenizerPlace", "choose_tokenizer", "publish", "write_repository"]
 
@@ -24,7 +24,7 @@ PathLike = str | os.PathLike[str]
 PICTURES = ("reconstructions", "codes", "samples", "code-history", "curves")
 CODE = tuple(path.name for path in Path(models.__file__).parent.glob("*.py"))
 REPLACED = (
-    EVALUATION, RUN, LOG, REFERENCE_FILE, "preprocessor_config.json", "generation_config.json",
+    EVALUATION, REFINED, RUN, LOG, REFERENCE_FILE, "preprocessor_config.json", "generation_config.json",
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
     f"{STARTED_FROM}/*", *(f"pictures/{kind}.png" for kind in PICTURES), *CODE,
 )  # fmt: skip
@@ -141,7 +141,7 @@ def write_repository(
         folder: is made if need be; of an earlier version there, nothing stays.
         tokenizer: what a prior is to call its tokenizer.
 
-    Raises: ValueError if there is no such model, or evaluation.json was measured on another one.
+    Raises: ValueError if there is no such model, or its numbers were measured on another one.
     """
     run_dir, folder = Path(run_dir), Path(folder)
     if run_dir.resolve() != folder.resolve():
@@ -173,21 +173,24 @@ def read_config(run_dir: PathLike) -> Any:
 
 
 def check_measured(run_dir: Path, model: Any, fingerprint: str) -> None:
-    """Raises a ValueError if evaluation.json tells of other weights, or of another tokenizer."""
-    file = run_dir / EVALUATION
-    if not file.is_file():
-        return
+    """Raises a ValueError if numbers tell of other weights, or of another tokenizer."""
+    here = weights_hash(model)
+    for file in (run_dir / EVALUATION, run_dir / REFINED):
+        if file.is_file():
+            _check_measured(file, here, fingerprint)
+
+
+def _check_measured(file: Path, here: str, fingerprint: str) -> None:
     measured = json.loads(file.read_text(encoding="utf-8"))
     if "dataset_name" not in measured or "split" not in measured:
         raise ValueError(f"{file} does not say what was measured: make it by hf-vq evaluate, or remove it")
     of_tokenizer = measured.get("tokenizer_fingerprint", measured.get("fingerprint", fingerprint))
-    here = weights_hash(model)
     of_weights = measured.get("weights_sha256", here)
     if (of_tokenizer, of_weights) != (fingerprint, here):
         what = "with another tokenizer" if of_tokenizer != fingerprint else "with other weights"
         raise ValueError(
-            f"{file} was measured {what} than those in {run_dir}: measure again, "
-            f"hf-vq evaluate {run_dir} --output {file}, or remove it"
+            f"{file} was measured {what} than those in {file.parent}: measure again, "
+            f"hf-vq evaluate {file.parent} --output {file}, or remove it"
         )
 
 
@@ -202,7 +205,7 @@ def remove_replaced(folder: Path) -> None:
 def copy_measured(run_dir: Path, folder: Path) -> None:
     """The run's settings, log, numbers and reference tokens, and the last picture of each kind."""
     copy_run(run_dir, folder)
-    for name in (EVALUATION, REFERENCE_FILE):
+    for name in (EVALUATION, REFINED, REFERENCE_FILE):
         if (run_dir / name).is_file():
             copy(run_dir / name, folder / name)
     (folder / "pictures").mkdir(exist_ok=True)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["EVALUATION", "LOG", "RUN", "STARTED_FROM", "RunFiles", "copy_run", "keep_earlier_run"]
+__all__ = ["EVALUATION", "LOG", "REFINED", "RUN", "STARTED_FROM", "RunFiles", "copy_run", "keep_earlier_run"]
 
-EVALUATION, RUN, LOG, STARTED_FROM = "evaluation.json", "run.yaml", "metrics.jsonl", "started_from"
+EVALUATION, REFINED = "evaluation.json", "evaluation-refined.json"
+RUN, LOG, STARTED_FROM = "run.yaml", "metrics.jsonl", "started_from"
 
 
 class RunFiles(NamedTuple):
@@ -18,12 +19,14 @@ class RunFiles(NamedTuple):
 
     Attributes:
         evaluation: the final numbers, and what they were measured on; {} where nothing was measured.
+        refined: the same of a tokenizer's refined tokens (`hf-vq evaluate --refine`).
         run: settings, seed, versions, machine and commit; {} where nobody wrote them down.
         progress: the log's last line that tells how far the training came, in images and seconds; {} without a log.
         started_from: the run that trained the weights this one began with; None if it began with random ones.
     """
 
     evaluation: dict[str, Any]
+    refined: dict[str, Any]
     run: dict[str, Any]
     progress: dict[str, Any]
     started_from: "RunFiles | None" = None
@@ -35,6 +38,7 @@ class RunFiles(NamedTuple):
         earlier = folder / STARTED_FROM
         return cls(
             json.loads(_text(folder / EVALUATION) or "{}"),
+            json.loads(_text(folder / REFINED) or "{}"),
             yaml.safe_load(_text(folder / RUN)) or {},
             _last_with_seconds(_text(folder / LOG)),
             cls.read(earlier) if earlier.is_dir() else None,

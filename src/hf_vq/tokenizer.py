@@ -103,7 +103,12 @@ class ImageTokenizer:
         return self.model.config.codebook_size
 
     def __call__(
-        self, images: Any, return_tensors: str | None = None, batch_size: int = 64, **kwargs: Any
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        batch_size: int = 64,
+        refine: int = 0,
+        **kwargs: Any,
     ) -> BatchEncoding:
         """Tokens of any number of images, of any sizes, in the given order.
 
@@ -111,6 +116,7 @@ class ImageTokenizer:
             images: one image or many (a list, an array (B, H, W, C), any iterable); see `VQImageProcessor`.
             return_tensors: "pt" or "np" for arrays (images of one grid only); None for lists.
             batch_size: images that run through the model at once; the ids do not depend on it.
+            refine: rounds in which ids change where that lowers the error of the decoded image; see the model's encode.
             kwargs: for the processor; `do_resize=False, do_center_crop=False` keeps the size of each image.
 
         Returns:
@@ -118,7 +124,7 @@ class ImageTokenizer:
             image_grid_hw, one [h, w] per image.
 
         Raises:
-            ValueError: an image that cannot be used, or grids that differ where arrays are asked for.
+            ValueError: an image that cannot be used, grids that differ where arrays are asked for, or a negative refine.
         """
         _check_batch_size(batch_size)
         if return_tensors is not None:
@@ -128,7 +134,7 @@ class ImageTokenizer:
         total = len(images) if hasattr(images, "__len__") else None
         with canonical(self.model), _bar("encode", total) as bar:
             for indices, pixel_values in self._pixel_batches(images, batch_size, kwargs):
-                encoded = self.model.encode(pixel_values.to(self.model.device)).image_tokens.cpu()
+                encoded = self.model.encode(pixel_values.to(self.model.device), refine=refine).image_tokens.cpu()
                 tokens.update(zip(indices, encoded, strict=True))
                 bar.update(len(indices))
         if not tokens:

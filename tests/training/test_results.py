@@ -9,6 +9,7 @@ import yaml
 from recipes import train, write_parquet
 
 import results
+from hf_vq.cli import main
 from result_rows import Run, describe, in_rows, short_commit, with_range
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1}
@@ -62,6 +63,22 @@ def test_the_check_passes_on_what_was_measured_and_names_what_is_off(runs: Path,
     evaluation = json.loads((single / "evaluation.json").read_text())
     (single / "evaluation.json").write_text(json.dumps(evaluation | {"ssim": None, "perplexity": 1.0}))
     with pytest.raises(SystemExit, match=r"single: perplexity is .*, and .*evaluation.json says 1.0"):
+        results.main(options)
+
+
+def test_refined_tokens_have_a_row_and_are_checked_too(runs: Path, tmp_path: Path):
+    folder = shutil.copytree(runs / "tiny-seed0", runs / "searched")
+    output = folder / "evaluation-refined.json"
+    data = ["--dataset_name", str(runs / "data"), "--streaming"]
+    assert main(["evaluate", str(folder), *data, "--refine", "1", "--output", str(output)]) == 0
+    page_of(runs, "searched")
+    row = results.printed_row(runs / "results.md", "searched, refine=1")
+    measured = json.loads(output.read_text())
+    assert row["psnr"] == f"{measured['psnr']:.2f}" and row["tokens"] == "4 x 4 of 16"
+    options = ["--check", str(folder), "--output", str(runs / "results.md")]
+    results.main(options)
+    output.write_text(json.dumps(measured | {"mse": 0.5}))
+    with pytest.raises(SystemExit, match=r"searched, refine=1: mse is .*, and .*evaluation-refined.json says 0.5"):
         results.main(options)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_vq.commands.shared import add_command, check_output_file, load_image_tokenizer, where_from
+from hf_vq.commands.shared import add_command, add_refine, check_output_file, load_image_tokenizer, where_from
 from hf_vq.evaluation import Evaluation, about_weights, evaluate, weights_hash, write_evaluation
 from hf_vq.models.prior_tokenizer import load_tokenizer
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
@@ -30,6 +30,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--tokenizer_name_or_path", help="of a prior: another decoder for the same tokens")
     parser.add_argument("--streaming", action="store_true", help="read without preparing a copy on disk")
     parser.add_argument("--cache_dir", help="where prepared data go")
+    add_refine(parser)
     parser.add_argument("--fd_model", help="vision model whose features give the Fréchet distance")
     parser.add_argument("--output", type=Path, default=Path("evaluation.json"), help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=256, help="images at once (default: %(default)s)")
@@ -62,8 +63,10 @@ def measure_tokenizer(args: argparse.Namespace) -> tuple[Evaluation, dict[str, A
     tok = load_image_tokenizer(args)
     splits = open_split(args)
     batches = batches_of(args, splits.train, ToPixelValues(tok.processor))
-    evaluation = evaluate(tok.model, tok.processor, batches, fd_model=args.fd_model, progress=True)
-    about = {"fingerprint": tok.model.fingerprint(), **about_weights(tok.model)}
+    evaluation = evaluate(
+        tok.model, tok.processor, batches, fd_model=args.fd_model, refine=args.refine, progress=True
+    )
+    about = {"fingerprint": tok.model.fingerprint(), **about_weights(tok.model), "refine": args.refine or None}
     return evaluation, {**about, "bad_examples": batches.bad_examples, "dataset_revision": splits.revision}
 
 
@@ -71,6 +74,8 @@ def measure_prior(args: argparse.Namespace) -> tuple[Evaluation, dict[str, Any]]
     """Bits of a prior, with the decoder of its tokenizer or of another for the same tokens."""
     if args.fd_model is not None:
         raise ValueError("--fd_model compares images with their reconstructions: name a tokenizer, not a prior.")
+    if args.refine:
+        raise ValueError("--refine chooses tokens by their reconstructions: name a tokenizer, not a prior.")
     prior = AutoModelForCausalLM.from_pretrained(args.model, **where_from(args), dtype=torch.float32).to(args.device)
     trusted = {"trust_remote_code": args.trust_remote_code}
     decoder, processor = load_tokenizer(prior.config, args.tokenizer_name_or_path, **trusted, dtype=torch.float32)

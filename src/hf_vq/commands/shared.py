@@ -29,6 +29,12 @@ def add_command(
     return parser
 
 
+def add_refine(parser: Any) -> None:
+    """The flag of commands that choose tokens for images."""
+    help = "rounds in which tokens change where the decoded image gets closer; slow (default: %(default)s)"
+    parser.add_argument("--refine", type=int, default=0, metavar="ROUNDS", help=help)
+
+
 def load_image_tokenizer(args: argparse.Namespace) -> ImageTokenizer:
     """The tokenizer that the arguments name."""
     return ImageTokenizer.from_pretrained(args.model, device=args.device, **where_from(args))

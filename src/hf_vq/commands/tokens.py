@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from hf_vq.commands.shared import add_command, check_output_file, check_output_folder, load_image_tokenizer
+from hf_vq.commands.shared import add_command, add_refine, check_output_file, check_output_folder, load_image_tokenizer
 from hf_vq.token_files import grids_of, output_names, read_records, write_records
 
 
@@ -18,6 +18,7 @@ def add_encode(commands: Any) -> None:
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="image files, or folders of them")
     parser.add_argument("--output", type=Path, required=True, help="tokens.json (a list) or tokens.jsonl (lines)")
     parser.add_argument("--keep_size", action="store_true", help="crop to whole tokens instead of resizing")
+    add_refine(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: %(default)s)")
 
 
@@ -37,7 +38,7 @@ def encode(args: argparse.Namespace) -> None:
     paths = find_images(args.images)
     tok = load_image_tokenizer(args)
     size: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if args.keep_size else {}
-    batch = tok(paths, batch_size=args.batch_size, **size)
+    batch = tok(paths, batch_size=args.batch_size, refine=args.refine, **size)
     shared = {"fingerprint": tok.model.fingerprint()}
     rows = zip(paths, batch["image_grid_hw"], batch["input_ids"], strict=True)
     records = [{"image": str(path), "image_grid_hw": grid, "input_ids": ids, **shared} for path, grid, ids in rows]

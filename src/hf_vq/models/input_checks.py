@@ -27,6 +27,17 @@ def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
         )
 
 
+def check_refinement(rounds: int, in_training: bool) -> None:
+    """Raises a ValueError unless so many rounds of refinement can be done now."""
+    if rounds < 0:
+        raise ValueError(f"refine must be 0 or more rounds, got {rounds}")
+    if in_training:
+        raise ValueError(
+            f"refine={rounds} changes the deterministic tokens of a model in evaluation mode: call model.eval(), and "
+            "set neither return_loss nor sample"
+        )
+
+
 def tokens_on_grid(image_tokens: Tensor, config: AutoencoderConfig) -> Tensor:
     """image_tokens, any integers, as int64 (B, h, w), or (B, h, w, M) with M > 1 codebooks.
 
@@ -62,4 +73,4 @@ def check_codes(image_tokens: Tensor, codebook_size: int) -> None:
         raise ValueError(f"image_tokens must lie in [0, {codebook_size}), got values from {least} to {most}")
 
 
-__all__ = ["check_pixel_values", "tokens_on_grid"]
+__all__ = ["check_pixel_values", "check_refinement", "tokens_on_grid"]

@@ -19,10 +19,11 @@ from .autoencoder_weights import INITIAL_OBSERVATION_VARIANCE, AutoencoderPreTra
 from .configuration_autoencoder import AutoencoderConfig
 from .convolutional_body import Decoder, Encoder
 from .fingerprints import token_fingerprint
-from .input_checks import check_pixel_values, tokens_on_grid
+from .input_checks import check_pixel_values, check_refinement, tokens_on_grid
 from .logistic_mixture import to_mixture
 from .observation import gaussian_log_prob
 from .quantizers import Quantizer, keep_float32, world_sum
+from .token_refinement import TokenRefinement
 from .unet_body import UNetDecoder, UNetEncoder
 
 FORWARDS_BEFORE_WARNING = 100
@@ -95,6 +96,7 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
         return_loss: bool = False,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        refine: int = 0,
     ) -> AutoencoderEncoderOutput:
         """Images to tokens.
 
@@ -104,11 +106,16 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
                 what makes the quantized latents differentiable and counts the codes.
             sample: draw the tokens from the posterior instead of taking the deterministic ones.
             generator: for the draw.
+            refine: rounds in which tokens change where the reconstruction's squared error falls (`TokenRefinement`);
+                each costs about sixteen passes through the decoder. In evaluation mode only.
 
         Raises:
-            ValueError: if shape or type do not fit the model, or both return_loss and sample are set.
+            ValueError: if shape or type do not fit the model, both return_loss and sample are set, or refine is
+                negative or does not go with them or with training mode.
         """
         check_pixel_values(pixel_values, self.config)
+        if refine:
+            check_refinement(refine, self.training or return_loss or sample)
         if return_loss and sample:
             raise ValueError("the loss belongs to the deterministic tokens: set return_loss or sample, not both")
         latents, log_variance = self.encoder(pixel_values.to(self._body_dtype))
@@ -119,6 +126,9 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
             image_tokens = self.quantizer.sample(latents, log_variance, generator)
         else:
             image_tokens = self.quantizer.search(latents, log_variance)
+        if refine:
+            with torch.no_grad():
+                image_tokens = TokenRefinement(self, pixel_values)(image_tokens, refine)
         return AutoencoderEncoderOutput(image_tokens, latents, self.quantizer.lookup(image_tokens))
 
     def decode(
