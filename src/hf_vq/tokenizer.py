@@ -124,7 +124,7 @@ class ImageTokenizer:
             image_grid_hw, one [h, w] per image.
 
         Raises:
-            ValueError: an image that cannot be used, grids that differ where arrays are asked for, or a negative refine.
+            ValueError: an image that cannot be used, grids that differ where arrays are asked for, a negative refine.
         """
         _check_batch_size(batch_size)
         if return_tensors is not None:

@@ -1,5 +1,7 @@
 """Refined tokens: equal to loops written from the docstring, never worse than the encoder's, the same in any batch."""
 
+import itertools
+
 import pytest
 import torch
 from tiny_models import FAMILIES, make_images, make_model
@@ -87,7 +89,7 @@ def test_an_images_error_never_rises_and_falls_in_the_mean(family: str):
     errors = [
         error_of(model, model.encode(images, refine=rounds).image_tokens, images).sum((1, 2)) for rounds in range(4)
     ]
-    for earlier, later in zip(errors, errors[1:], strict=False):
+    for earlier, later in itertools.pairwise(errors):
         assert bool((later <= earlier * (1 + 1e-6)).all())
     assert errors[1].mean() < errors[0].mean()
 

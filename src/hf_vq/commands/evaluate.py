@@ -63,9 +63,7 @@ def measure_tokenizer(args: argparse.Namespace) -> tuple[Evaluation, dict[str, A
     tok = load_image_tokenizer(args)
     splits = open_split(args)
     batches = batches_of(args, splits.train, ToPixelValues(tok.processor))
-    evaluation = evaluate(
-        tok.model, tok.processor, batches, fd_model=args.fd_model, refine=args.refine, progress=True
-    )
+    evaluation = evaluate(tok.model, tok.processor, batches, fd_model=args.fd_model, refine=args.refine, progress=True)
     about = {"fingerprint": tok.model.fingerprint(), **about_weights(tok.model), "refine": args.refine or None}
     return evaluation, {**about, "bad_examples": batches.bad_examples, "dataset_revision": splits.revision}
 

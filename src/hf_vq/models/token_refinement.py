@@ -1,8 +1,8 @@
-"""Tokens that decode to less error than the encoder's: the reconstruction is looked at, and tokens change where it helps.
+"""Tokens that decode to less error than the encoder's: tokens change where the reconstruction gets closer to the image.
 
-An encoder takes the code nearest to each latent; how codes beside each other fall together in the decoder, it does not
-weigh. Analysis by synthesis, as coders of speech and video do it, weighs just that. The decoder stays as it is, and so do
-codebook, fingerprint and priors; only which tokens stand for an image changes.
+An encoder takes the code nearest to each latent; what codes beside each other make together in the decoder, it does not
+weigh. Analysis by synthesis, as coders of speech and video do it, weighs just that. The decoder stays as it is, and so
+do codebook, fingerprint and priors; only which tokens stand for an image changes.
 """
 
 from typing import Any, NamedTuple
@@ -37,8 +37,8 @@ class TokenRefinement:
     A round goes over the positions in four groups, every second one along either axis. All positions of a group propose
     the code nearest to z_q - g / (2 c), a Gauss-Newton step: g is the gradient of their image's squared error, c the
     mean of the squared error's curvature, ||J v||^2 / ||v||^2 for a random v and the decoder's Jacobian J. A position
-    keeps what lowers the error of the 3 x 3 cells around it; what an image's positions kept stands if together it lowers
-    the error of the image, which therefore never rises.
+    keeps what lowers the error of the 3 x 3 cells around it; what an image's positions kept stands if together it
+    lowers the error of the image, which therefore never rises.
 
     Args:
         model: the tokenizer, in evaluation mode.
