@@ -145,16 +145,26 @@ def test_evaluate_measures_refined_tokens_and_says_so(parquet: Path, tmp_path: P
         assert code == 0, err
     plain, refined = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "refined"))
     assert refined["refine"] == 2 and "refine" not in plain
+    assert refined["protocol"] == f"{plain['protocol']}; tokens refined in 2 rounds"
     assert refined["mse"] < plain["mse"] and "loss" not in refined
-    code, _, err = run("evaluate", *flags, "--refine", -2, "--output", tmp_path / "e.json")
-    assert code == 1 and "refine must be 0 or more rounds, got -2" in err
 
 
 def test_encode_refines_on_request(folder: Path, tmp_path: Path, run: Any):
     image = folder / "images" / "a.png"
     assert run("encode", image, "--output", tmp_path / "t.json", "--refine", 1)[0] == 0
     tok = ImageTokenizer.from_pretrained(folder / "model")
-    assert read_records(tmp_path / "t.json")[0]["input_ids"] == tok.encode(image, refine=1) != tok.encode(image)
+    (record,) = read_records(tmp_path / "t.json")
+    assert record["input_ids"] == tok.encode(image, refine=1) != tok.encode(image) and record["refine"] == 1
+
+
+def test_refined_numbers_go_to_a_file_of_their_own(
+    parquet: Path, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset_name", "parquet", "--data_files", parquet, "--cache_dir", tmp_path / "cache"]
+    assert run("evaluate", *flags)[0] == 0 and run("evaluate", *flags, "--refine", 1)[0] == 0
+    assert "refine" not in json.loads(Path("evaluation.json").read_text())
+    assert json.loads(Path("evaluation-refined.json").read_text())["refine"] == 1
 
 
 def test_evaluate_counts_damaged_images(folder: Path, tmp_path: Path, run: Any):
@@ -303,9 +313,10 @@ def test_a_missing_or_damaged_model_is_named(tmp_path: Path, folder: Path, run: 
         ["encode", "model"],
         ["encode", "model", "a.png", "--out", "t.json"],
         ["encode", "model", "a.png", "--output", "t.json", "--device", "nonsense"],
+        ["encode", "model", "a.png", "--output", "t.json", "--refine", "-1"],
         ["evaluate", "model", "--dataset", "x"],
     ],
-    ids=["nothing", "no-images", "abbreviated", "device", "abbreviated-dataset"],
+    ids=["nothing", "no-images", "abbreviated", "device", "rounds", "abbreviated-dataset"],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:

@@ -82,6 +82,16 @@ def test_the_schema_says_which_tokenizer(tmp_path: Path, model: str, images: str
     found.check_made_by(make_tokenizer().model)
 
 
+def test_refined_tokens_on_request_and_the_schema_says_so(tmp_path: Path, model: str, images: str):
+    assert tokenize(tmp_path / "out", model, images, "--refine", "2") == 0
+    found = describe_tokens(str(tmp_path / "out"))
+    assert found is not None and found.refine == 2
+    tok = hf_vq.ImageTokenizer.from_pretrained(model)
+    refined = tok([picture(number) for number in range(48)], refine=2)["input_ids"]
+    assert [row["image_tokens"] for row in rows(tmp_path / "out")] == refined != ids_of(model, range(48))
+    assert "| refined | 2 rounds |" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_bad_image_is_counted_named_and_left_out(
     tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ):

@@ -260,3 +260,12 @@ def test_the_recipe_trains_and_resumes(tmp_path: Path, repository: Path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_images"] == 360
+
+
+@every_model
+def test_refined_tokens_lower_the_error(name: str):
+    model, images = make(name).to(DEVICE).eval(), pixels(4).to(DEVICE)
+    tokens = [model.encode(images, refine=rounds).image_tokens for rounds in (0, 1)]
+    with torch.no_grad():
+        before, after = ((model.decode(t).pixel_values.clamp(-1, 1) - images).square().sum() for t in tokens)
+    assert tokens[1].device.type == DEVICE and after < before

@@ -44,6 +44,11 @@ def test_a_tokenizer_is_the_one_that_was_measured(name: str):
     assert weights_hash(tok.model) == evaluation["weights_sha256"]
     assert tok.model.fingerprint() == evaluation["fingerprint"]
     assert evaluation.keys() >= OF_TOKENIZERS and evaluation["num_images"] == 10_000
+    refined = CARDS[name] / "evaluation-refined.json"
+    if refined.exists():
+        numbers = json.loads(refined.read_text(encoding="utf-8"))
+        assert numbers["weights_sha256"] == evaluation["weights_sha256"] and numbers["num_images"] == 10_000
+        assert numbers["psnr"] > evaluation["psnr"]
     verification = tok.verify()
     assert verification.num_tokens > 0 and verification.share_differing <= 0.01
     assert verification.largest_margin < 1e-3
@@ -84,6 +89,9 @@ def test_the_table_of_results_says_what_the_folder_says(name: str):
     run = Run.read(CARDS[name])
     cells = prior_row([run]) if run.is_prior else tokenizer_row([run])
     assert results.printed_row(results.RESULTS, name) == {head: cell.strip() for head, cell in cells.items()}
+    if run.refined:
+        cells = tokenizer_row([run.refined])
+        assert results.printed_row(results.RESULTS, run.refined.name) == {h: cell.strip() for h, cell in cells.items()}
 
 
 def test_the_cifar10_tokenizer_keeps_its_numbers(shared_data: Path):
@@ -96,6 +104,17 @@ def test_the_cifar10_tokenizer_keeps_its_numbers(shared_data: Path):
     # A thousand images stand for ten thousand: the deviation of psnr over images is about 3 dB.
     assert metrics["psnr"] == pytest.approx(whole["psnr"], abs=0.3)
     assert metrics["perplexity"] == pytest.approx(whole["perplexity"], rel=0.05)
+
+
+def test_refined_tokens_of_real_images_are_better_and_the_same_in_any_batch(shared_data: Path):
+    tok = hf_vq.ImageTokenizer.from_pretrained(CARDS["sqvae-cifar10"])
+    test = load_images(str(shared_data / "cifar10"), streaming=True, validation_size=0).test
+    batches = list(islice(EvaluationBatches(test, ToPixelValues(tok.processor), 32), 2))
+    plain, refined = (evaluate(tok.model, tok.processor, batches, refine=rounds).metrics for rounds in (0, 2))
+    assert refined["psnr"] > plain["psnr"] + 0.3
+    pixel_values = batches[0]["pixel_values"]
+    together, alone = (tok.model.encode(part, refine=2).image_tokens for part in (pixel_values, pixel_values[:1]))
+    assert (together[:1] != alone).sum() <= 1
 
 
 def test_the_cifar10_tokenizer_gives_the_same_tokens_in_any_batch_on_any_number_of_threads(

@@ -188,9 +188,38 @@ def test_the_card_has_the_numbers_of_refined_tokens(
     assert "| | tokens | refined tokens |\n|---|--:|--:|\n| PSNR, mean over images (dB) | 21.25 | 21.75 |" in card
     assert "| 50.0% |  |" in card and "tok(images, refine=3)" in card
     assert json.loads(files["evaluation-refined.json"])["psnr"] == 21.75
-    (folder / "evaluation-refined.json").write_text(json.dumps(numbers | {"weights_sha256": "0"}))
-    with pytest.raises(ValueError, match=r"evaluation-refined.json was measured with other weights"):
-        publish(folder, "org/other")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"weights_sha256": "0"}, "was measured with other weights .* --refine 3 --output"),
+        ({"refine": None}, "numbers of hf-vq evaluate --refine belong in evaluation-refined.json, and no others do"),
+        ({"num_images": 7}, "is of other images than evaluation.json beside it"),
+        ({"split": "train"}, "is of other images than evaluation.json beside it"),
+    ],
+)
+def test_numbers_that_do_not_go_beside_each_other_are_refused(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path, spoil: dict[str, Any], message: str
+):
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "refined")
+    plain = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation-refined.json").write_text(json.dumps(plain | {"refine": 3} | spoil))
+    with pytest.raises(ValueError, match=message):
+        publish(folder, NAME)
+
+
+def test_refined_numbers_do_not_stand_alone_or_for_the_others(
+    hub: HubServer, hub_api: HfApi, tokenizer_dir: Path, tmp_path: Path
+):
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "refined")
+    numbers = json.dumps(json.loads((folder / "evaluation.json").read_text()) | {"refine": 3})
+    (folder / "evaluation.json").write_text(numbers)
+    with pytest.raises(ValueError, match=r"belong in evaluation-refined.json, .*/evaluation.json is wrong"):
+        publish(folder, NAME)
+    (folder / "evaluation.json").rename(folder / "evaluation-refined.json")
+    with pytest.raises(ValueError, match="is of other images than evaluation.json"):
+        publish(folder, NAME)
 
 
 def test_the_card_tells_of_the_run_that_went_before(

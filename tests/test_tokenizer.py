@@ -73,7 +73,7 @@ def test_refined_ids_are_the_model_s(tok: ImageTokenizer):
     expected = tok.model.encode(tok.processor(images, return_tensors="pt").pixel_values, refine=1).image_tokens
     assert tok(images, refine=1).input_ids == expected.flatten(1).tolist() != tok(images).input_ids
     assert tok.encode(images[0], refine=1) == expected[0].flatten().tolist()
-    with pytest.raises(ValueError, match="refine must be 0 or more rounds, got -1"):
+    with pytest.raises(ValueError, match="refine must be a whole number of rounds, 0 or more, got -1"):
         tok(images, refine=-1)
 
 
@@ -128,7 +128,7 @@ def test_many_sizes_do_not_pile_up(tok: ImageTokenizer, monkeypatch: pytest.Monk
 
     ran: list[int] = []
     encode = tok.model.encode
-    monkeypatch.setattr(tok.model, "encode", lambda pixel_values: ran.append(1) or encode(pixel_values))
+    monkeypatch.setattr(tok.model, "encode", lambda *given, **named: ran.append(1) or encode(*given, **named))
     assert tok(watched(), batch_size=2, **KEEP_SIZE).image_grid_hw == [[2, width] for width in range(2, 22)]
     assert seen[-1] > 5
 

@@ -27,12 +27,14 @@ class Run(NamedTuple):
         name: of the folder, without `-seedN`.
         config: the model's, from config.json.
         files: what it says about itself.
+        evaluation_file: which of these its numbers are from.
     """
 
     folder: Path
     name: str
     config: dict[str, Any]
     files: RunFiles
+    evaluation_file: str = EVALUATION
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -49,12 +51,8 @@ class Run(NamedTuple):
         """The same with the numbers of its refined tokens, if these were measured."""
         numbers = self.files.refined
         name = f"{self.name}, refine={numbers.get('refine')}"
-        return self._replace(name=name, files=self.files._replace(evaluation=numbers)) if numbers else None
-
-    @property
-    def evaluation_file(self) -> Path:
-        """Where its numbers are from."""
-        return self.folder / (REFINED if "refine" in self.files.evaluation else EVALUATION)
+        files = self.files._replace(evaluation=numbers)
+        return self._replace(name=name, files=files, evaluation_file=REFINED) if numbers else None
 
     @property
     def is_prior(self) -> bool:

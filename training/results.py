@@ -44,7 +44,8 @@ Written by `{COMMAND} FOLDER...` from run directories: do not edit. Measured aga
 Whole test sets, in float32, with deterministic tokens; `psnr` is the mean over images, after rounding to 8 bits (dB);
 `mse` on [0, 1]; `perplexity` and `usage` of the histogram of all tokens. Models were chosen on held-out training
 images; a test set was read once for a row. Several seeds: mean ± half the range. A row with `refine` is of the same
-model's refined tokens, which are looked for by decoding (`model.encode(pixel_values, refine=N)`); nobody else's are.
+model's refined tokens, which are found by decoding (`model.encode(pixel_values, refine=N)`); numbers of others are of
+their encoders' own tokens.
 """
 
 
@@ -99,7 +100,7 @@ def check(row: Sequence[Run], options: argparse.Namespace) -> list[str]:
             continue
         cells = [(options.output, told.get(name, ""), with_range(here, digits))]
         for run, then, now in zip(row, recorded, here, strict=True):
-            cells.append((run.evaluation_file, with_range([then], digits), with_range([now], digits)))
+            cells.append((run.folder / run.evaluation_file, with_range([then], digits), with_range([now], digits)))
         for place, printed, expected in cells:
             if not is_close(printed, expected, digits):
                 problems.append(f"{row[0].name}: {name} is {expected}, and {place} says {printed or 'nothing'}")

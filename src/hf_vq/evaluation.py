@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,11 +60,6 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float | None]
     code_counts: Tensor
 
-    def of_refined_tokens(self) -> "Evaluation":
-        """Without what is about the encoder's own tokens."""
-        own = {*LOSSES, *STATISTICS}
-        return self._replace(metrics={name: value for name, value in self.metrics.items() if name not in own})
-
 
 def evaluate(
     model: nn.Module,
@@ -100,13 +96,16 @@ def evaluate(
         for batch in _with_progress(batches, progress):
             pixel_values = batch["pixel_values"].to(device, torch.float32, non_blocking=True)
             # The class's own forward: Accelerate puts one on the instance that turns autocast on.
-            output = type(network).forward(network, pixel_values)
-            if refine:
-                output.image_tokens = network.encode(pixel_values, refine=refine).image_tokens
-                output.decoded_pixel_values = network.decode(output.image_tokens).pixel_values
+            output = _refined(network, pixel_values, refine) if refine else type(network).forward(network, pixel_values)
             totals.update(pixel_values, output, statistics)
-    evaluation = totals.compute(start)
-    return evaluation.of_refined_tokens() if refine else evaluation
+    return totals.compute(start)
+
+
+def _refined(network: Any, pixel_values: Tensor, rounds: int) -> SimpleNamespace:
+    """What `forward` would give of refined tokens; of their losses nobody knows."""
+    image_tokens = network.encode(pixel_values, refine=rounds).image_tokens
+    decoded = network.decode(image_tokens).pixel_values
+    return SimpleNamespace(image_tokens=image_tokens, decoded_pixel_values=decoded)
 
 
 @contextmanager
@@ -135,9 +134,8 @@ class _Totals:
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
         self.processor = processor
-        self.losses = ImageMeans(*LOSSES, device=self.device)
-        self.statistics = ImageMeans(*STATISTICS, device=self.device)
-        self.known_statistics = torch.zeros(len(STATISTICS), dtype=torch.int64, device=self.device)
+        self.means = ImageMeans(*LOSSES, *STATISTICS, device=self.device)
+        self.known = torch.zeros(len(self.means.names), dtype=torch.int64, device=self.device)
         self.reconstruction = ReconstructionMetrics(self.device)
         self.codes = CodeCounts(config.codebook_size, config.num_codebooks, self.device)
         self.features = None if fd_model is None else FeatureNetwork.load(fd_model, device)
@@ -149,25 +147,27 @@ class _Totals:
             raise ValueError("The reconstructions have NaN or infinite values: the model has diverged")
         originals = to_uint8(pixel_values, self.processor).to(self.device)
         reconstructions = to_uint8(output.decoded_pixel_values, self.processor).to(self.device)
-        self.losses.update(len(originals), **{name: getattr(output, name) for name in LOSSES})
         self.reconstruction.update(originals, reconstructions)
         self.codes.update(output.image_tokens)
+        told = {name: getattr(output, name) for name in LOSSES if hasattr(output, name)} | {**statistics}
         absent = torch.zeros(())
-        self.statistics.update(len(originals), **{name: statistics.get(name, absent) for name in STATISTICS})
-        self.known_statistics |= torch.tensor([name in statistics for name in STATISTICS], device=self.device)
+        self.means.update(len(originals), **{name: told.get(name, absent) for name in self.means.names})
+        self.known |= torch.tensor([name in told for name in self.means.names], device=self.device)
         if self.features is not None:
             self.distance.update(self.features(originals), self.features(reconstructions))
 
     def compute(self, start: float) -> Evaluation:
         """The numbers over all processes."""
-        metrics: dict[str, float | None] = {**self.losses.compute(), **self.reconstruction.compute()}
+        # A process without images learns from the others what is known.
+        known = over_ranks(self.known, "max").tolist()
+        means = {
+            name: mean for (name, mean), is_known in zip(self.means.compute().items(), known, strict=True) if is_known
+        }
         code_counts = self.codes.compute()
-        metrics |= {"perplexity": perplexity(code_counts), "usage": usage(code_counts)}
-        # A process without images learns from the others what the quantizer knows.
-        known = over_ranks(self.known_statistics, "max").tolist()
-        means = self.statistics.compute().items()
-        metrics |= {name: mean for (name, mean), is_known in zip(means, known, strict=True) if is_known}
-        num_images = int(over_ranks(self.losses.num_images))
+        metrics: dict[str, float | None] = {name: means.pop(name) for name in LOSSES if name in means}
+        metrics |= self.reconstruction.compute()
+        metrics |= {"perplexity": perplexity(code_counts), "usage": usage(code_counts), **means}
+        num_images = int(over_ranks(self.means.num_images))
         if self.features is not None:
             metrics["frechet_distance"] = self.distance.compute()
         seconds = over_ranks(torch.tensor(time.perf_counter() - start, dtype=torch.float64), "max").item()

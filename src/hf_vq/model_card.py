@@ -69,7 +69,7 @@ def write_card(folder: Path, model: Any, repo_id: str, license: str | None = Non
         evaluation={"dataset_revision": None, **evaluation},
         refine=files.refined.get("refine"),
         metrics=[
-            (label, [format(numbers[name], digits) if name in numbers else "" for numbers in measured])
+            (label, [format(numbers[name], digits) if numbers.get(name) is not None else "" for numbers in measured])
             for name, label, digits in _measured(evaluation)
         ],
         runs=runs,

@@ -174,23 +174,31 @@ def read_config(run_dir: PathLike) -> Any:
 
 def check_measured(run_dir: Path, model: Any, fingerprint: str) -> None:
     """Raises a ValueError if numbers tell of other weights, or of another tokenizer."""
-    here = weights_hash(model)
-    for file in (run_dir / EVALUATION, run_dir / REFINED):
+    here, what_was_measured = weights_hash(model), []
+    for file in (run_dir / REFINED, run_dir / EVALUATION):
         if file.is_file():
-            _check_measured(file, here, fingerprint)
+            measured = json.loads(file.read_text(encoding="utf-8"))
+            _check_measured(file, measured, here, fingerprint)
+            what_was_measured.append([measured.get(name) for name in ("dataset_name", "split", "num_images")])
+    if (run_dir / REFINED).is_file() and what_was_measured[1:] != what_was_measured[:1]:
+        raise ValueError(
+            f"{run_dir / REFINED} is of other images than {EVALUATION} beside it: measure both on the same"
+        )
 
 
-def _check_measured(file: Path, here: str, fingerprint: str) -> None:
-    measured = json.loads(file.read_text(encoding="utf-8"))
+def _check_measured(file: Path, measured: dict[str, Any], here: str, fingerprint: str) -> None:
     if "dataset_name" not in measured or "split" not in measured:
         raise ValueError(f"{file} does not say what was measured: make it by hf-vq evaluate, or remove it")
+    if (file.name == REFINED) != bool(measured.get("refine")):
+        raise ValueError(f"numbers of hf-vq evaluate --refine belong in {REFINED}, and no others do: {file} is wrong")
+    flags = f"--refine {measured['refine']} " if measured.get("refine") else ""
     of_tokenizer = measured.get("tokenizer_fingerprint", measured.get("fingerprint", fingerprint))
     of_weights = measured.get("weights_sha256", here)
     if (of_tokenizer, of_weights) != (fingerprint, here):
         what = "with another tokenizer" if of_tokenizer != fingerprint else "with other weights"
         raise ValueError(
             f"{file} was measured {what} than those in {file.parent}: measure again, "
-            f"hf-vq evaluate {file.parent} --output {file}, or remove it"
+            f"hf-vq evaluate {file.parent} {flags}--output {file}, or remove it"
         )
 
 

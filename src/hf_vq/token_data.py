@@ -32,6 +32,7 @@ class TokenDescription:
         tokenizer_revision: its commit, branch or tag on the Hub.
         processor_hash: sha256 of the image processor's settings.
         precision: of the encoder, "float32" for canonical tokens.
+        refine: rounds of refinement, 0 for canonical tokens.
     """
 
     codebook_size: int
@@ -42,6 +43,7 @@ class TokenDescription:
     tokenizer_revision: str | None = None
     processor_hash: str | None = None
     precision: str = "float32"
+    refine: int = 0
 
     @property
     def token_shape(self) -> tuple[int, ...]:

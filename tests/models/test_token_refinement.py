@@ -8,7 +8,7 @@ from tiny_models import FAMILIES, make_images, make_model
 from torch import Tensor
 
 from hf_vq.models.modeling_autoencoder import AutoencoderModel
-from hf_vq.models.token_refinement import PROBE
+from hf_vq.models.token_refinement import PROBE, TokenRefinement
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 ROUNDS = 2
@@ -16,7 +16,7 @@ ROUNDS = 2
 
 def error_of(model: AutoencoderModel, image_tokens: Tensor, pixel_values: Tensor) -> Tensor:
     """Squared error (B, H, W), summed over channels."""
-    return (model.decode(image_tokens).pixel_values - pixel_values).square().sum(1)
+    return (model.decode(image_tokens).pixel_values.clamp(-1, 1) - pixel_values).square().sum(1)
 
 
 def refine_by_loops(model: AutoencoderModel, pixel_values: Tensor, rounds: int) -> Tensor:
@@ -52,14 +52,16 @@ def curvature_of(model: AutoencoderModel, tokens: Tensor) -> Tensor:
     size = PROBE * model.quantizer.vectors().detach().square().mean().sqrt()
     signs = torch.randint(0, 2, quantized.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
     moved, still = (
-        model.decode(quantized_last_hidden_state=q).pixel_values for q in (quantized + size * signs, quantized)
+        model.decode(quantized_last_hidden_state=q).pixel_values.clamp(-1, 1)
+        for q in (quantized + size * signs, quantized)
     )
     return (moved - still).detach().square().sum() / (size**2 * signs.numel())
 
 
 def propose(model: AutoencoderModel, tokens: Tensor, image: Tensor, curvature: Tensor) -> Tensor:
     quantized = model.quantizer.lookup(tokens).detach().requires_grad_()
-    (model.decode(quantized_last_hidden_state=quantized).pixel_values - image).square().sum().backward()
+    decoded = model.decode(quantized_last_hidden_state=quantized).pixel_values
+    (decoded.clamp(-1, 1) - image).square().sum().backward()
     target = (quantized - quantized.grad / (2 * curvature)).detach()
     proposed, codebooks = tokens.clone(), model.config.num_codebooks
     for i in range(tokens.shape[1]):
@@ -74,7 +76,7 @@ def propose(model: AutoencoderModel, tokens: Tensor, image: Tensor, curvature: T
 
 
 @every_family
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 20)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 20), (4, 12)])
 def test_refined_tokens_are_those_of_the_loops(family: str, height: int, width: int):
     model = make_model(family, observation="gaussian").double()
     images = make_images(3, height, width, dtype=torch.float64)
@@ -133,7 +135,25 @@ def test_a_decoder_that_ignores_its_tokens_leaves_them_as_they_are():
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.zero_()
-    assert torch.equal(model.encode(images, refine=1).image_tokens, model.encode(images).image_tokens)
+    tokens = model.encode(images).image_tokens
+    assert torch.equal(model.encode(images, refine=1).image_tokens, tokens)
+    with torch.no_grad():
+        curvature = TokenRefinement(model, images).curvature(tokens)
+    assert bool((curvature > 0).all()) and bool(curvature.isfinite().all())
+
+
+def test_a_default_device_is_not_where_the_step_is_drawn():
+    model, images = make_model("gaussian"), make_images(2)
+    expected = model.encode(images, refine=1).image_tokens
+    with torch.device("meta"):
+        assert torch.equal(model.encode(images, refine=1).image_tokens, expected)
+
+
+def test_weights_without_gradients_are_refused():
+    with torch.inference_mode():
+        model = make_model("gaussian")
+    with pytest.raises(ValueError, match="refine=1 needs gradients, .*outside of it"):
+        model.encode(make_images(1), refine=1)
 
 
 @pytest.mark.parametrize("wrong", [{"return_loss": True}, {"sample": True}])
@@ -142,5 +162,9 @@ def test_only_deterministic_tokens_are_refined(wrong: dict[str, bool]):
         make_model("gaussian").encode(make_images(1), refine=1, **wrong)
     with pytest.raises(ValueError, match=r"refine=1 .* model\.eval\(\)"):
         make_model("gaussian").train().encode(make_images(1), refine=1)
-    with pytest.raises(ValueError, match="refine must be 0 or more rounds, got -1"):
-        make_model("gaussian").encode(make_images(1), refine=-1)
+
+
+@pytest.mark.parametrize("rounds", [-1, 1.5, "2"])
+def test_rounds_are_counted(rounds: object):
+    with pytest.raises(ValueError, match=f"refine must be a whole number of rounds, 0 or more, got {rounds}"):
+        make_model("gaussian").encode(make_images(1), refine=rounds)

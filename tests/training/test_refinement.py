@@ -20,9 +20,11 @@ def test_each_number_of_rounds_has_a_row(
     monkeypatch.setattr(refinement, "BATCH_SIZE", 2)
     monkeypatch.setattr(refinement, "share_cores", torch.get_num_threads)
     refinement.main(
-        [str(tmp_path / "tok"), "--dataset_name", str(tmp_path / "data"), "--limit", "4", "--rounds", "0", "2"]
+        [str(tmp_path / "tok"), "--dataset_name", str(tmp_path / "data"), "--limit", "3", "--rounds", "0", "2"]
     )
     head, _, plain, refined = capsys.readouterr().out.strip().splitlines()
-    assert head == "| refine | psnr | psnr_of_mse | perplexity | images_per_second |"
-    (rounds, before, *_), (more_rounds, after, *_) = (line.strip("| ").split(" | ") for line in (plain, refined))
-    assert (rounds, more_rounds) == ("0", "2") and float(after) > float(before)
+    assert head == "| refine | num_images | psnr | psnr_of_mse | perplexity | images_per_second |"
+    (rounds, images, before, *_), (more_rounds, _, after, *_) = (
+        line.strip("| ").split(" | ") for line in (plain, refined)
+    )
+    assert (rounds, images, more_rounds) == ("0", "3", "2") and float(after) > float(before)

@@ -8,9 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_vq.commands.shared import add_command, add_refine, check_output_file, load_image_tokenizer, where_from
+from hf_vq.evaluation import PROTOCOL as TOKENIZER_PROTOCOL
 from hf_vq.evaluation import Evaluation, about_weights, evaluate, weights_hash, write_evaluation
 from hf_vq.models.prior_tokenizer import load_tokenizer
 from hf_vq.prior_evaluation import PROTOCOL, evaluate_prior
+from hf_vq.run_files import EVALUATION, REFINED
 from hf_vq.streams import EvaluationBatches, ImageSplits, ToPixelValues, load_images
 from hf_vq.token_batches import TokenBatches, ToLabelledPixelValues, find_classes
 
@@ -32,7 +34,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--cache_dir", help="where prepared data go")
     add_refine(parser)
     parser.add_argument("--fd_model", help="vision model whose features give the Fréchet distance")
-    parser.add_argument("--output", type=Path, default=Path("evaluation.json"), help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help=f"(default: {EVALUATION}, with --refine {REFINED})")
     parser.add_argument("--batch_size", type=int, default=256, help="images at once (default: %(default)s)")
     parser.add_argument("--dataloader_num_workers", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--max_bad_examples", type=int, default=100, help="damaged images that are skipped")
@@ -40,6 +42,7 @@ def add_evaluate(commands: Any) -> None:
 
 def evaluate_on_dataset(args: argparse.Namespace) -> None:
     """Prints every number and writes them, with the data set, the split and the protocol, to --output."""
+    args.output = args.output or Path(REFINED if args.refine else EVALUATION)
     check_output_file(args.output)
     config = AutoConfig.from_pretrained(args.model, **where_from(args))
     measure = measure_prior if hasattr(config, "tokenizer_fingerprint") else measure_tokenizer
@@ -64,7 +67,9 @@ def measure_tokenizer(args: argparse.Namespace) -> tuple[Evaluation, dict[str, A
     splits = open_split(args)
     batches = batches_of(args, splits.train, ToPixelValues(tok.processor))
     evaluation = evaluate(tok.model, tok.processor, batches, fd_model=args.fd_model, refine=args.refine, progress=True)
-    about = {"fingerprint": tok.model.fingerprint(), **about_weights(tok.model), "refine": args.refine or None}
+    about = {"fingerprint": tok.model.fingerprint(), **about_weights(tok.model)}
+    if args.refine:
+        about |= {"refine": args.refine, "protocol": f"{TOKENIZER_PROTOCOL}; tokens refined in {args.refine} rounds"}
     return evaluation, {**about, "bad_examples": batches.bad_examples, "dataset_revision": splits.revision}
 
 

@@ -31,8 +31,9 @@ def add_command(
 
 def add_refine(parser: Any) -> None:
     """The flag of commands that choose tokens for images."""
-    help = "rounds in which tokens change where the decoded image gets closer; slow (default: %(default)s)"
-    parser.add_argument("--refine", type=int, default=0, metavar="ROUNDS", help=help)
+    help = "rounds in which tokens change where the decoded image gets closer; takes time, and memory as training does "
+    help += "(default: %(default)s)"
+    parser.add_argument("--refine", type=count_of, default=0, metavar="ROUNDS", help=help)
 
 
 def load_image_tokenizer(args: argparse.Namespace) -> ImageTokenizer:
@@ -63,6 +64,13 @@ def check_output_folder(path: Path) -> None:
     """Raises a ValueError if a folder cannot be there."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"--output {path} is a file: name a folder.")
+
+
+def count_of(text: str) -> int:
+    """A whole number, 0 or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number, 0 or more")
+    return int(text)
 
 
 def device_of(name: str) -> torch.device:

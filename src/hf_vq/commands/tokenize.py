@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HOME
 from tqdm.auto import tqdm
 
 from hf_vq.cards import is_on_hub
-from hf_vq.commands.shared import add_command, check_device
+from hf_vq.commands.shared import add_command, add_refine, check_device
 from hf_vq.corpus.card import write_corpus_card
 from hf_vq.corpus.corpus import JOB_FILE, Corpus
 from hf_vq.corpus.job import TokenizationJob
@@ -40,6 +40,7 @@ def add_tokenize(commands: Any) -> None:
     parser.add_argument(
         "--keep_size", action="store_true", help="neither resize nor crop: every image has its own grid"
     )
+    add_refine(parser)
     help = f"folder of the token data set, or {HUB_PREFIX}org/name to publish it"
     parser.add_argument("--output", required=True, help=help)
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

@@ -31,7 +31,7 @@ def add_decode(commands: Any) -> None:
 
 
 def encode(args: argparse.Namespace) -> None:
-    """Writes one record per image: image (its path), image_grid_hw, input_ids, fingerprint (of the model)."""
+    """Writes one record per image: image (its path), image_grid_hw, input_ids, fingerprint (of the model), refine."""
     if args.output.suffix not in (".json", ".jsonl"):
         raise ValueError(f"--output {args.output}: the name must end in .json or .jsonl.")
     check_output_file(args.output)
@@ -39,7 +39,7 @@ def encode(args: argparse.Namespace) -> None:
     tok = load_image_tokenizer(args)
     size: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if args.keep_size else {}
     batch = tok(paths, batch_size=args.batch_size, refine=args.refine, **size)
-    shared = {"fingerprint": tok.model.fingerprint()}
+    shared = {"fingerprint": tok.model.fingerprint(), **({"refine": args.refine} if args.refine else {})}
     rows = zip(paths, batch["image_grid_hw"], batch["input_ids"], strict=True)
     records = [{"image": str(path), "image_grid_hw": grid, "input_ids": ids, **shared} for path, grid, ids in rows]
     write_records(args.output, records)

@@ -23,6 +23,7 @@ class TokenizationJob:
         dataset_name, dataset_config_name, dataset_revision, data_files, image_column, splits: as in `open_splits`.
         keep_columns: that stay beside the tokens; by default all but those of pictures, sounds and the like.
         keep_size: neither resize nor crop.
+        refine: rounds of refinement of the tokens.
         rows_per_file: rows from which on a file of the data set becomes several.
     """
 
@@ -37,6 +38,7 @@ class TokenizationJob:
     splits: tuple[str, ...] | None = None
     keep_columns: tuple[str, ...] | None = None
     keep_size: bool = False
+    refine: int = 0
     rows_per_file: int = 100_000
 
     def open(
@@ -77,7 +79,7 @@ class TokenizationJob:
             token=token,
         )
         sizes: dict[str, Any] = {"do_resize": False, "do_center_crop": False} if self.keep_size else {}
-        units, tokenize = ImageUnits(source, self.rows_per_file), TokenizeImages(tokenizer, **sizes)
+        units, tokenize = ImageUnits(source, self.rows_per_file), TokenizeImages(tokenizer, refine=self.refine, **sizes)
         opened = {
             "tokenizer_commit": tokenizer.revision,
             "tokenizer_fingerprint": tokenize.description.tokenizer_fingerprint,

@@ -68,11 +68,14 @@ class TokenizeImages:
     Args:
         tokenizer: an image tokenizer; tokens are computed where it is, and in its precision.
         image_column: holds the pictures.
+        refine: rounds of refinement of the tokens; see the model's encode.
         settings: of the image processor's call: `do_resize=False, do_center_crop=False` keeps sizes, for instance.
     """
 
-    def __init__(self, tokenizer: ImageTokenizer, image_column: str = "image", **settings: Any) -> None:
-        self.tokenizer, self.image_column = tokenizer, image_column
+    def __init__(
+        self, tokenizer: ImageTokenizer, image_column: str = "image", refine: int = 0, **settings: Any
+    ) -> None:
+        self.tokenizer, self.image_column, self.refine = tokenizer, image_column, refine
         self.process = ProcessImages(tokenizer.processor, **settings)
         self.size = self.process.size()
 
@@ -84,12 +87,13 @@ class TokenizeImages:
         return added
 
     def encode(self, batches: PixelBatches) -> list[np.ndarray]:
-        """The canonical tokens of each picture, (h, w) or (h, w, M), unsigned, in the order of the pictures."""
+        """The tokens of each picture, (h, w) or (h, w, M), unsigned, in the order of the pictures."""
         model, tokens = self.tokenizer.model, dict[int, np.ndarray]()
         kind = np.min_scalar_type(model.config.codebook_size - 1)
         with canonical(model):
             for numbers, pixel_values in batches:
-                encoded = model.encode(pixel_values.to(model.device, non_blocking=True)).image_tokens
+                pixel_values = pixel_values.to(model.device, non_blocking=True)
+                encoded = model.encode(pixel_values, refine=self.refine).image_tokens
                 tokens.update(zip(numbers, encoded.cpu().numpy().astype(kind), strict=True))
         return [tokens[number] for number in range(len(tokens))]
 
@@ -107,4 +111,5 @@ class TokenizeImages:
             tokenizer_revision=self.tokenizer.revision,
             processor_hash=self.process.hash(),
             precision=str(model.dtype).removeprefix("torch."),
+            refine=self.refine,
         )

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .configuration_autoencoder import AutoencoderConfig
 
@@ -27,14 +27,23 @@ def check_pixel_values(pixel_values: Tensor, config: AutoencoderConfig) -> None:
         )
 
 
-def check_refinement(rounds: int, in_training: bool) -> None:
-    """Raises a ValueError unless so many rounds of refinement can be done now."""
-    if rounds < 0:
-        raise ValueError(f"refine must be 0 or more rounds, got {rounds}")
-    if in_training:
+def check_refinement(rounds: int, model: nn.Module, plain: bool) -> None:
+    """Raises a ValueError unless so many rounds of refinement can be done now.
+
+    Args:
+        plain: whether nothing else is asked of the tokens.
+    """
+    if not isinstance(rounds, int) or rounds < 0:
+        raise ValueError(f"refine must be a whole number of rounds, 0 or more, got {rounds}")
+    if model.training or not plain:
         raise ValueError(
             f"refine={rounds} changes the deterministic tokens of a model in evaluation mode: call model.eval(), and "
             "set neither return_loss nor sample"
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            f"refine={rounds} needs gradients, and weights that were made inside torch.inference_mode() give none: "
+            "load and move the model outside of it"
         )
 
 

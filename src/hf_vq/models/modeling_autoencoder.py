@@ -106,16 +106,16 @@ class AutoencoderModel(AutoencoderPreTrainedModel):
                 what makes the quantized latents differentiable and counts the codes.
             sample: draw the tokens from the posterior instead of taking the deterministic ones.
             generator: for the draw.
-            refine: rounds in which tokens change where the reconstruction's squared error falls (`TokenRefinement`);
-                each costs about sixteen passes through the decoder. In evaluation mode only.
+            refine: rounds in which tokens change where the reconstruction's squared error falls (`TokenRefinement`), in
+                evaluation mode. Each costs about sixteen passes through the decoder, with the memory of training.
 
         Raises:
-            ValueError: if shape or type do not fit the model, both return_loss and sample are set, or refine is
-                negative or does not go with them or with training mode.
+            ValueError: if shape or type do not fit the model, both return_loss and sample are set, or refine is no
+                number of rounds, or not with return_loss, sample or training mode.
         """
         check_pixel_values(pixel_values, self.config)
         if refine:
-            check_refinement(refine, self.training or return_loss or sample)
+            check_refinement(refine, self, plain=not return_loss and not sample)
         if return_loss and sample:
             raise ValueError("the loss belongs to the deterministic tokens: set return_loss or sample, not both")
         latents, log_variance = self.encoder(pixel_values.to(self._body_dtype))

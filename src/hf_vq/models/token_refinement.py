@@ -1,8 +1,8 @@
 """Tokens that decode to less error than the encoder's: tokens change where the reconstruction gets closer to the image.
 
 An encoder takes the code nearest to each latent; what codes beside each other make together in the decoder, it does not
-weigh. Analysis by synthesis, as coders of speech and video do it, weighs just that. The decoder stays as it is, and so
-do codebook, fingerprint and priors; only which tokens stand for an image changes.
+weigh. Analysis by synthesis, as coders of speech and video do it, weighs just that. The model stays as it is, and so
+does its fingerprint; only which tokens stand for an image changes.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from .quantizers import to_rows
 
 STRIDE = 2
 NEIGHBOURHOOD = 3
+# Of the codes' root mean square: about half the way to the next code, as steps of refinement are.
 PROBE = 0.15
 
 
@@ -34,11 +35,12 @@ class Error(NamedTuple):
 class TokenRefinement:
     """Lowers the squared error of reconstructions by changing tokens.
 
-    A round goes over the positions in four groups, every second one along either axis. All positions of a group propose
-    the code nearest to z_q - g / (2 c), a Gauss-Newton step: g is the gradient of their image's squared error, c the
-    mean of the squared error's curvature, ||J v||^2 / ||v||^2 for a random v and the decoder's Jacobian J. A position
-    keeps what lowers the error of the 3 x 3 cells around it; what an image's positions kept stands if together it
-    lowers the error of the image, which therefore never rises.
+    A round visits the positions in four groups, every second one along both axes. Each position of a group proposes
+    the code nearest to z_q - g / (2 c), a Gauss-Newton step: g is the gradient of its image's squared error, and c, the
+    mean eigenvalue of J^T J for the decoder's Jacobian J, is taken from one small random step v of an image's quantized
+    latents, ||f(z_q + v) - f(z_q)||^2 / ||v||^2. A position keeps its proposal if the error of the 3 x 3 cells around
+    it falls; an image keeps the changes of a group if its whole error falls. So the squared error of an image, clipped
+    to the range of pixel_values, never rises.
 
     Args:
         model: the tokenizer, in evaluation mode.
@@ -87,20 +89,21 @@ class TokenRefinement:
         return F.avg_pool2d(squares, self.cell, divisor_override=1).squeeze(1)
 
     def curvature(self, image_tokens: Tensor) -> Tensor:
-        """The squared response of each image's pixels to a small random step of its quantized latents, (B,), per unit.
+        """How far each image's pixels move by a small random step of its quantized latents: squares, (B,), per unit.
 
         The step is the same for all images and calls, so that an image's tokens do not depend on its batch.
         """
         quantized = self.quantizer.lookup(image_tokens)
-        signs = torch.randint(0, 2, quantized.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, quantized.shape[1:], generator=generator, device="cpu") * 2 - 1
         step = PROBE * self.quantizer.vectors().square().mean().sqrt() * signs.to(quantized)
         response = (self.decode(quantized + step) - self.decode(quantized)).square().flatten(1).sum(dim=1)
         return (response / step.square().sum()).clamp(min=torch.finfo(response.dtype).tiny)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """The reconstruction, in float32 or wider."""
+        """The reconstruction, clipped to the range of pixel_values, in float32 or wider."""
         decoded = self.model.decode(quantized_last_hidden_state=quantized).pixel_values
-        return decoded.to(torch.promote_types(decoded.dtype, torch.float32))
+        return decoded.to(torch.promote_types(decoded.dtype, torch.float32)).clamp(-1, 1)
 
 
 def around(cells: Tensor) -> Tensor:
