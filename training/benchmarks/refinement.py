@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     share_cores()
     tok = ImageTokenizer.from_pretrained(options.model)
-    held_out = load_images(options.dataset_name).validation
+    held_out: Any = load_images(options.dataset_name).validation
     stream = EvaluationBatches(held_out.select(range(options.limit)), ToPixelValues(tok.processor), BATCH_SIZE)
     batches = list(stream)
     evaluate(tok.model, tok.processor, batches[:1])  # the first call of anything is slow
