@@ -202,7 +202,9 @@ def test_only_the_last_logits_on_request(family, num_codebooks):
     prior = make_prior(family, num_codebooks)
     sequences = prior.sequences(make_tokens(prior))
     whole = prior(sequences, use_cache=False).logits
-    assert torch.equal(prior(sequences, use_cache=False, logits_to_keep=3).logits, whole[:, -3:])
+    last = prior(sequences, use_cache=False, logits_to_keep=3).logits
+    # A matrix product of fewer rows takes another kernel on some CPUs, whose float64 differs in its last bits.
+    torch.testing.assert_close(last, whole[:, -3:], rtol=1e-12, atol=1e-12)
 
 
 @every_family
