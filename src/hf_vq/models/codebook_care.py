@@ -102,7 +102,8 @@ class CodebookCare(nn.Module):
         moved = []
         for index, (rows, wanting) in enumerate(zip(self._joint_rows().to(codebook.dtype), needy, strict=True)):
             codes = wanting.nonzero().squeeze(1)[: rows.shape[0]] + index * self.codebook_size
-            places = rows[torch.randperm(len(rows), generator=generator)[: len(codes)].to(rows.device)]
+            order = torch.randperm(len(rows), generator=generator, device="cpu")
+            places = rows[order[: len(codes)].to(rows.device)]
             codebook[codes] = lloyd(rows, places) if is_start else places
             moved.append(codes)
         return torch.cat(moved)

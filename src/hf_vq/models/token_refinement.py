@@ -5,6 +5,7 @@ weigh. Analysis by synthesis, as coders of speech and video do it, weighs just t
 does its fingerprint; only which tokens stand for an image changes.
 """
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -56,10 +57,10 @@ class TokenRefinement:
         """image_tokens (B, h, w[, M]) after so many rounds."""
         curvature = self.curvature(image_tokens)
         error = self.error(image_tokens)
-        for first in [(row, column) for row in range(STRIDE) for column in range(STRIDE)] * rounds:
+        for row, column in list(product(range(STRIDE), repeat=2)) * rounds:
             proposed = self.propose(image_tokens, error.gradient, curvature)
             group = torch.zeros_like(error.cells, dtype=torch.bool)
-            group[:, first[0] :: STRIDE, first[1] :: STRIDE] = True
+            group[:, row::STRIDE, column::STRIDE] = True
             trial = choose(group, proposed, image_tokens)
             helps = around(self.cells(self.quantizer.lookup(trial))) < around(error.cells)
             kept = choose(group & helps, proposed, image_tokens)
