@@ -123,6 +123,8 @@ def test_a_person_goes_through_the_page(address: str, tmp_path: Path):
         page.set_input_files("#picture input[type=file]", tmp_path / "picture.png")
         before = page.wait_for_selector("#reconstruction img").get_attribute("src")
         page.wait_for_function("document.querySelector('#facts').innerText.includes('dB')")
+        large = [page.locator(f"#{name} img").bounding_box() for name in ("picture", "tokens", "reconstruction")]
+        assert all(abs(box["width"] - box["height"]) < 2 and box["width"] > 300 for box in large if box)
         page.click("#tokens img", position={"x": 60, "y": 60})
         page.wait_for_selector("#neighbours .swatch >> nth=7")
         row, column, code = (page.locator(f"input[type=number] >> nth={place}") for place in range(3))

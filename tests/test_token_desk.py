@@ -91,13 +91,13 @@ def test_a_grid_shows_each_token_in_its_colour_and_finds_it_again():
     desk = make_desk()
     tokens = desk.see(picture()).tokens
     grid = np.asarray(desk.draw_grid(tokens, selected=(1, 2)))
-    cell = 96
+    cell = 192
     for row in range(4):
         for column in range(4):
             assert grid[row * cell + 10, column * cell + 10].tolist() == desk.colours[0][tokens[row][column]].tolist()
-            assert desk.place_of(tokens, column * cell + 5, row * cell + 90) == (row, column)
+            assert desk.place_of(tokens, column * cell + 5, row * cell + 180) == (row, column)
     assert grid[cell + 1, 2 * cell + 1].tolist() == [0, 0, 0]
-    assert desk.place_of(tokens, 384, 384) == (3, 3)
+    assert desk.place_of(tokens, 768, 768) == (3, 3)
 
 
 def test_a_prior_draws_what_its_pipeline_draws():

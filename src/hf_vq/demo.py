@@ -21,11 +21,15 @@ __all__ = ["load_desk", "make_page"]
 # The model is one, and switches of torch that belong to the process are set while it runs.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = """
-.gradio-container {max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: auto}
-#drawn .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
+.gradio-container {width: 100%; max-width: min(1180px, 100vw) !important; min-width: 0 !important; margin: auto}
+#drawn .grid-container {grid-template-columns: repeat(auto-fit, minmax(max(140px, 22%), 1fr)) !important}
+#drawn .grid-wrap {max-height: none; overflow: visible}
 .swatches {display: flex; flex-wrap: wrap; gap: 6px}
 .swatch {border-radius: 6px; padding: 6px 8px; min-width: 62px; text-align: center; font: 12px/1.3 ui-monospace}
-.pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
+.cells img, .pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain}
+.pixelated img, .upload img {image-rendering: pixelated}
+.upload .upload-container {width: 100% !important}
+.upload .image-frame {width: 100% !important; height: auto !important; aspect-ratio: 1}
 """
 LARGEST_FILE = "20mb"
 PLACE = ("Row", "Column", "Code")
@@ -92,16 +96,21 @@ def facts(seen: Seen) -> str:
 
 def picture(label: str, **kwargs: Any) -> gr.Image:
     """A place for a picture that the page makes, its name above it."""
-    kwargs |= {"type": "pil", "format": "png", "interactive": False, "buttons": ["download"], "show_label": False}
-    with gr.Column(min_width=240):
+    look: dict[str, Any] = {"elem_classes": "pixelated", "buttons": ["download"], "show_label": False}
+    with gr.Column(min_width=200):
         gr.Markdown(f"**{label}**")
-        return gr.Image(label=label, elem_classes="pixelated", **kwargs)
+        return gr.Image(label=label, type="pil", format="png", interactive=False, **look | kwargs)
+
+
+def cells(label: str, **kwargs: Any) -> gr.Image:
+    """A place for a grid of tokens, its name above it."""
+    return picture(label, elem_classes="cells", buttons=[], **kwargs)
 
 
 def upload(label: str, **kwargs: Any) -> gr.Image:
     """A place for a picture that one puts in, its name above it."""
     kwargs |= {"type": "pil", "format": "png", "image_mode": None, "sources": ["upload", "clipboard"]}
-    with gr.Column(min_width=240):
+    with gr.Column(min_width=200):
         gr.Markdown(f"**{label}**")
         return gr.Image(label=label, elem_classes="upload", show_label=False, **kwargs)
 
@@ -118,7 +127,7 @@ class Look:
         tokens = gr.State()
         with gr.Row():
             image = upload("Your picture", elem_id="picture")
-            grid = picture("Its tokens: click one", elem_id="tokens")
+            grid = cells("Its tokens: click one", elem_id="tokens")
             reconstruction = picture("What they keep of it", elem_id="reconstruction")
         if examples:
             gr.Examples(examples, image, label="Pictures", examples_per_page=8)
@@ -178,14 +187,14 @@ def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
     """Tokens of two pictures in one grid, decoded."""
     with gr.Row():
         first, second = upload("First", elem_id="first"), upload("Second", elem_id="second")
-        grid = picture("Their tokens", elem_id="mixed-tokens")
+        grid = cells("Their tokens", elem_id="mixed-tokens")
         result = picture("Together", elem_id="mixed")
-    if len(examples) > 1:
-        pairs = [[one, other] for one, other in zip(examples[::2], examples[1::2], strict=False)]
-        gr.Examples(pairs, [first, second], label="Pictures", examples_per_page=4)
     with gr.Row():
         pattern = gr.Radio(list(PATTERNS), value=PATTERNS[0], label="Which tokens from where", min_width=240)
         share = gr.Slider(0, 1, 0.5, step=0.05, label="Of the second", min_width=240)
+    if len(examples) > 1:
+        pairs = [[one, other] for one, other in zip(examples[::2], examples[1::2], strict=False)]
+        gr.Examples(pairs, [first, second], label="Pictures", examples_per_page=4)
 
     def mix(first: Image.Image | None, second: Image.Image | None, pattern: str, share: float) -> tuple[Any, ...]:
         if first is None or second is None:

@@ -18,9 +18,9 @@ from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["PATTERNS", "Seen", "TokenDesk"]
 
-SIDE = 384
-"""Pixels of a picture on the page; 32 x 32 ones are drawn large, with square pixels."""
-SMALLEST_CELL, LEGIBLE = 8, 32
+SIDE, GRID_SIDE = 384, 768
+"""Pixels of a picture on the page, 32 x 32 ones drawn large, with square pixels; and of a grid with its writing."""
+SMALLEST_CELL, LEGIBLE = 8, 48
 DARK = 380
 MOST_CELLS = 64 * 64
 NEIGHBOURS = DRAWN = 8
@@ -172,11 +172,11 @@ class TokenDesk:
         for (row, column), code in np.ndenumerate(codes):
             left, top = column * cell, row * cell
             is_selected = selected == (row, column)
-            edge, width = ("black", 4) if is_selected else ("white", 1)
+            edge, width = ("black", 8) if is_selected else ("white", 2)
             pen.rectangle((left, top, left + cell - 1, top + cell - 1), outline=edge, width=width)
             if cell >= LEGIBLE:
                 ink = "white" if colours[row, column].sum() < DARK else "black"
-                pen.text((left + cell / 2, top + cell / 2), str(code), fill=ink, anchor="mm")
+                pen.text((left + cell / 2, top + cell / 2), str(code), fill=ink, anchor="mm", font_size=0.34 * cell)
         return picture
 
     def place_of(self, tokens: Tokens, x: int, y: int) -> tuple[int, int]:
@@ -248,7 +248,7 @@ class TokenDesk:
 
 def cell_size(grid: tuple[int, ...]) -> int:
     """Pixels along the edge of a token's cell."""
-    return max(SIDE // max(grid[:2]), SMALLEST_CELL)
+    return max(GRID_SIDE // max(grid[:2]), SMALLEST_CELL)
 
 
 def enlarged(picture: Any) -> Image.Image:

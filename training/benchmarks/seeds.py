@@ -26,7 +26,7 @@ from result_rows import Run, in_rows, markdown, tokenizer_row
 TRAINING = Path(__file__).resolve().parent.parent
 CONFIG = TRAINING / "configs" / "seeds_cifar10.yaml"
 LEARNING_RATES, CODEBOOK_DIMS = (8e-3, 1.6e-2), (4, 8)
-SHORT = ("--num_train_epochs", "1", "--test_split", "none")
+SHORT = ("--max_train_steps", "500", "--test_split", "none")
 SHOWN = ("model", "kind", "psnr", "psnr_of_mse", "ssim", "perplexity", "usage")
 
 
