@@ -74,9 +74,10 @@ def test_a_run_that_was_stopped_goes_on(started: list[RunArguments], tmp_path: P
 def test_learning_rates_and_sizes_are_chosen_on_held_out_images_of_short_runs(
     started: list[RunArguments], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    seeds.main(["--choose", "--output_dir", str(tmp_path), "--methods", "vq-gradient", "--seeds", "7"])
+    grid = ["--learning_rates", "0.008", "0.016", "--codebook_dims", "4", "16"]
+    seeds.main(["--choose", "--output_dir", str(tmp_path), "--methods", "vq-gradient", "--seeds", "7", *grid])
     tried = [(run.engine.learning_rate, run.model_fields["codebook_dim"]) for run in started]
-    assert tried == list(itertools.product(seeds.LEARNING_RATES, seeds.CODEBOOK_DIMS))
+    assert tried == list(itertools.product([8e-3, 1.6e-2], [4, 16]))
     assert all(run.data.test_split == "none" and run.engine.seed == 7 for run in started)
-    assert all(run.engine.num_train_epochs == 1 for run in started)
+    assert all(run.engine.max_train_steps == 500 for run in started)
     assert "| vq-gradient | 15.00 | 15.00 | 23.00 | 23.00 |" in capsys.readouterr().out

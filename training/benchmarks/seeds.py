@@ -25,7 +25,6 @@ from result_rows import Run, in_rows, markdown, tokenizer_row
 
 TRAINING = Path(__file__).resolve().parent.parent
 CONFIG = TRAINING / "configs" / "seeds_cifar10.yaml"
-LEARNING_RATES, CODEBOOK_DIMS = (8e-3, 1.6e-2), (4, 8)
 SHORT = ("--max_train_steps", "500", "--test_split", "none")
 SHOWN = ("model", "kind", "psnr", "psnr_of_mse", "ssim", "perplexity", "usage")
 
@@ -43,7 +42,7 @@ METHODS = {
     "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}),
     "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}),
     "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}),
-    "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}),
+    "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}, 8e-3),
 }
 
 
@@ -55,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset_name", default="uoft-cs/cifar10", help="(default: %(default)s)")
     help = "short runs of the first seed, to choose each method's learning rate on held-out images"
     parser.add_argument("--choose", action="store_true", help=help)
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[8e-3, 1.6e-2], help="that --choose tries")
+    parser.add_argument("--codebook_dims", nargs="+", type=int, default=[4, 8], help="that --choose tries")
     options = parser.parse_args(arguments)
     print("\n".join(choose(options) if options.choose else compare(options)))
 
@@ -75,7 +76,7 @@ def choose(options: argparse.Namespace) -> list[str]:
     rows = []
     for name in options.methods:
         rows.append({"model": name})
-        for learning_rate, codebook_dim in itertools.product(LEARNING_RATES, CODEBOOK_DIMS):
+        for learning_rate, codebook_dim in itertools.product(options.learning_rates, options.codebook_dims):
             folder = options.output_dir / "choose" / f"{name}-{learning_rate:g}-{codebook_dim}"
             if not (folder / "config.json").exists():
                 method = METHODS[name]._replace(learning_rate=learning_rate, codebook_dim=codebook_dim)
