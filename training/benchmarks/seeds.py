@@ -40,8 +40,8 @@ class Method(NamedTuple):
 
 METHODS = {
     "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}),
-    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}),
-    "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}),
+    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}, 1.6e-2, 16),
+    "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}, 1.6e-2, 16),
     "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}, 8e-3),
 }
 
