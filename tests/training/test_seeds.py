@@ -35,7 +35,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[RunArguments]:
         record = {"settings": run.settings, "seed": run.engine.seed, "git_commit": "c0ffee", "machine": "x86_64"}
         (folder / "run.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(record, default=str))))
         (folder / "config.json").write_text(json.dumps(fields))
-        lines = [{"step": 1, "images": 8, "seconds": 1.0}, {"step": 1, "images": 8, "eval_psnr": psnr}]
+        evaluated = {"step": 1, "images": 8, "eval_psnr": psnr, "eval_perplexity": 430.0}
+        lines: list[dict[str, Any]] = [{"step": 1, "images": 8, "seconds": 1.0}, evaluated]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if run.data.test_split != "none":
             evaluation = METRICS | {"psnr": psnr, "dataset_name": "x", "split": "test"}
@@ -59,6 +60,7 @@ def test_every_method_is_trained_once_from_every_seed(
     table = capsys.readouterr().out
     mean = 4 + 1000 * seeds.METHODS["vq-ema"].learning_rate
     assert f"| vq-ema | VQ-VAE ema | {mean:.2f} ± 1.00 |" in table
+    assert (tmp_path / "seeds.png").stat().st_size > 0
     started.clear()
     seeds.main(options)
     assert started == []

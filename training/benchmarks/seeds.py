@@ -5,8 +5,8 @@
     python training/results.py output/seeds/*-seed?     the rows
 
 Each run is a run directory under --output_dir; one that was killed goes on where it stopped. Prints a table: mean ±
-half the range over seeds, of the whole test split. Each method has a learning rate and a codebook_dim of its own, which
---choose puts to the test.
+half the range over seeds, of the whole test split; draws what the held-out images say on the way, as seeds.png. Each
+method has a learning rate and a codebook_dim of its own, which --choose puts to the test.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hf_vq.figures import BLUE, ORANGE, RED, SOFT, new_figure, save_figure
 from hf_vq.run_files import EVALUATION, LOG, RUN
+from panels import say
 from result_rows import Run, in_rows, markdown, tokenizer_row
 
 TRAINING = Path(__file__).resolve().parent.parent
@@ -30,19 +32,21 @@ SHOWN = ("model", "kind", "psnr", "psnr_of_mse", "ssim", "perplexity", "usage")
 
 
 class Method(NamedTuple):
-    """A family, the fields of its config that make the method, and what was chosen for it."""
+    """A family, the fields of its config that make the method, its colour, and what was chosen for it."""
 
     model_type: str
     fields: dict[str, Any]
+    colour: str
     learning_rate: float = 1.6e-2
     codebook_dim: int = 4
 
 
+CURES = {"codebook_init": "kmeans", "revive_below": 0.1}
 METHODS = {
-    "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}),
-    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}, 1.6e-2, 16),
-    "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}, 1.6e-2, 16),
-    "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", "codebook_init": "kmeans", "revive_below": 0.1}, 8e-3),
+    "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}, BLUE),
+    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}, RED, codebook_dim=16),
+    "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}, SOFT, codebook_dim=16),
+    "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", **CURES}, ORANGE, learning_rate=8e-3),
 }
 
 
@@ -61,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(options: argparse.Namespace) -> list[str]:
-    """Trains every method from every seed; the table."""
-    folders = []
+    """Trains every method from every seed; the table. Leaves a picture."""
+    folders: list[Path] = []
     for seed, name in itertools.product(options.seeds, options.methods):
         folders.append(options.output_dir / f"{name}-seed{seed}")
         if not (folders[-1] / EVALUATION).exists():
             train(folders[-1], METHODS[name], seed, options.dataset_name)
+    draw(folders, options.output_dir / "seeds.png")
     rows = [tokenizer_row(row) for row in in_rows(map(Run.read, folders))]
     return table([{name: row[name] for name in SHOWN} for row in rows])
 
@@ -81,7 +86,7 @@ def choose(options: argparse.Namespace) -> list[str]:
             if not (folder / "config.json").exists():
                 method = METHODS[name]._replace(learning_rate=learning_rate, codebook_dim=codebook_dim)
                 train(folder, method, options.seeds[0], options.dataset_name, *SHORT)
-            rows[-1][f"{learning_rate:g}, D = {codebook_dim}"] = f"{held_out_psnr(folder):.2f}"
+            rows[-1][f"{learning_rate:g}, D = {codebook_dim}"] = f"{held_out(folder)[-1]['eval_psnr']:.2f}"
     return table(rows)
 
 
@@ -98,10 +103,27 @@ def train(folder: Path, method: Method, seed: int, dataset_name: str, *more: str
     subprocess.run(command, check=True)
 
 
-def held_out_psnr(folder: Path) -> float:
-    """Of the last evaluation in a run's log."""
-    log = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    return next(float(line["eval_psnr"]) for line in map(json.loads, reversed(log)) if "eval_psnr" in line)
+def held_out(folder: Path) -> list[dict[str, float]]:
+    """The evaluations in a run's log, first to last."""
+    lines = map(json.loads, (folder / LOG).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if "eval_psnr" in line]
+
+
+def draw(folders: Sequence[Path], path: Path) -> None:
+    """What the evaluations of the runs say, a colour a method and a line a seed."""
+    figure, (quality, codes) = new_figure(2, (10, 4), columns=2)
+    named: set[str] = set()
+    for folder in folders:
+        name = folder.name.rpartition("-seed")[0]
+        evaluations = held_out(folder)
+        for axis, metric in ((quality, "eval_psnr"), (codes, "eval_perplexity")):
+            points = [(line["images"] / 1000, line[metric]) for line in evaluations]
+            label = name if axis is codes and name not in named else None
+            axis.plot(*zip(*points, strict=True), marker=".", color=METHODS[name].colour, label=label)
+        named.add(name)
+    say(quality, "Reconstruction of held-out images", "thousand training images", "PSNR (dB)")
+    say(codes, "Codes in use", "thousand training images", "perplexity")
+    save_figure(figure, path)
 
 
 def table(rows: list[dict[str, str]]) -> list[str]:
