@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from engine import EngineArguments
 from hf_vq import PixelCNNPriorConfig, SQVAEConfig, TransformerPriorConfig, VQVAEConfig
 from hf_vq.code_health import WARN_PERPLEXITY_BELOW
+from random_views import Views
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "sqvae_digits.yaml"
 # The first of each is the default.
@@ -94,15 +95,23 @@ class DataArguments:
     keep_in_memory: bool = field(default=False, metadata={"help": "Keep the data in memory instead of on disk."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where prepared data go."})
     random_flip: bool = field(default=False, metadata={"help": "Mirror training images left to right, one in two."})
+    random_shift: int = field(default=0, metadata={"help": "Pixels by which training images are moved, up to."})
     max_bad_examples: int = field(default=100, metadata={"help": "Undecodable images to skip before giving up."})
 
     def __post_init__(self) -> None:
         if self.max_bad_examples < 0:
             raise ValueError(f"max_bad_examples must be 0 or more, and is {self.max_bad_examples}")
+        if self.random_shift < 0:
+            raise ValueError(f"random_shift must be 0 or more pixels, and is {self.random_shift}")
         if self.dataset_name == "digits":
             for f in fields(self):
                 if f.name not in ("dataset_name", "validation_size", "test_split", "max_bad_examples", "label_column"):
                     self._refuse_for_digits(f.name, f.default)
+
+    @property
+    def views(self) -> Views:
+        """How training images are varied."""
+        return Views(self.random_flip, self.random_shift)
 
     def _refuse_for_digits(self, name: str, default: object) -> None:
         if getattr(self, name) != default:

@@ -5,7 +5,7 @@ from typing import Any
 from engine import EngineArguments, ResumableBatches
 from hf_vq.evaluation import Evaluation
 from hf_vq.streams import EvaluationBatches, ImageSplits, TrainBatches, Transform, num_examples
-from random_flip import RandomFlip
+from random_views import AS_THEY_ARE, RandomViews, Views
 
 
 class ImageTask:
@@ -15,14 +15,14 @@ class ImageTask:
         splits: the rows.
         args: batch sizes, seed and loader workers.
         max_bad_examples: undecodable images to pass over.
-        random_flip: mirror half of the training images.
+        views: how training images are varied.
     """
 
     def __init__(
-        self, splits: ImageSplits, args: EngineArguments, max_bad_examples: int, random_flip: bool = False
+        self, splits: ImageSplits, args: EngineArguments, max_bad_examples: int, views: Views = AS_THEY_ARE
     ) -> None:
         self.splits, self.args = splits, args
-        self.max_bad_examples, self.random_flip = max_bad_examples, random_flip
+        self.max_bad_examples, self.views = max_bad_examples, views
 
     @property
     def num_train_examples(self) -> int | None:
@@ -46,7 +46,7 @@ class ImageTask:
             num_workers=self.args.dataloader_num_workers,
             max_bad_examples=self.max_bad_examples,
         )
-        return RandomFlip(batches, self.args.seed) if self.random_flip else batches
+        return batches if self.views == AS_THEY_ARE else RandomViews(batches, self.views, self.args.seed)
 
     def in_order(self, dataset: Any, rank: int, world_size: int) -> EvaluationBatches:
         """A split once, in order."""

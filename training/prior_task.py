@@ -22,6 +22,7 @@ from hf_vq.streams import ImageSplits, ToPixelValues
 from hf_vq.token_batches import ToImageTokens, TokenBatches, ToLabelledPixelValues, find_classes
 from hf_vq.token_data import TokenDescription
 from image_task import ImageTask, logged
+from random_views import AS_THEY_ARE, Views
 from sequence_batches import SequenceBatches
 
 SAMPLES_OF_A_CLASS, CLASSES_SHOWN = 8, 10
@@ -42,10 +43,10 @@ class PriorTask(ImageTask):
         label_column: column of the class labels; by default the only one that holds classes, and "none" for none.
         model_name_or_path: a saved prior to fine-tune instead.
         max_bad_examples: undecodable images to pass over.
-        random_flip: mirror half of the training images.
+        views: how training images are varied.
 
     Raises:
-        ValueError: `random_flip` of tokens.
+        ValueError: `views` of tokens.
     """
 
     reported = (
@@ -65,11 +66,14 @@ class PriorTask(ImageTask):
         label_column: str | None = None,
         model_name_or_path: str | None = None,
         max_bad_examples: int = 100,
-        random_flip: bool = False,
+        views: Views = AS_THEY_ARE,
     ) -> None:
-        super().__init__(splits, args, max_bad_examples, random_flip)
-        if random_flip and description is not None:
-            raise ValueError("random_flip is for images, and the data hold their tokens: name the images, or drop it")
+        super().__init__(splits, args, max_bad_examples, views)
+        if views != AS_THEY_ARE and description is not None:
+            raise ValueError(
+                "random_flip and random_shift are for images, and the data hold their tokens: name the images, or "
+                "drop the flags"
+            )
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.tokenizer_name_or_path, self.tokenizer_revision = tokenizer_name_or_path, tokenizer_revision
         self.description = description

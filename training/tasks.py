@@ -25,6 +25,7 @@ from hf_vq.pictures import save_reconstructions
 from hf_vq.reference_tokens import save_reference_tokens
 from hf_vq.streams import ImageSplits, ToPixelValues, TrainBatches
 from image_task import ImageTask, logged
+from random_views import AS_THEY_ARE, Views
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class TokenizerTask(ImageTask):
         train_only: "decoder" to leave the tokens of that model as they are.
         max_bad_examples: undecodable images to pass over.
         warn_perplexity_below: share of K under which the perplexity of an evaluation is warned of; 0 for never.
-        random_flip: mirror half of the training images.
+        views: how training images are varied.
     """
 
     reported = (
@@ -65,9 +66,9 @@ class TokenizerTask(ImageTask):
         train_only: str | None = None,
         max_bad_examples: int = 100,
         warn_perplexity_below: float = WARN_PERPLEXITY_BELOW,
-        random_flip: bool = False,
+        views: Views = AS_THEY_ARE,
     ) -> None:
-        super().__init__(splits, args, max_bad_examples, random_flip)
+        super().__init__(splits, args, max_bad_examples, views)
         self.model_type, self.model_fields = model_type, dict(model_fields)
         self.model_name_or_path, self.train_only = model_name_or_path, train_only
         self.warn_perplexity_below = warn_perplexity_below

@@ -65,7 +65,7 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
             train_only=model.train_only,
             max_bad_examples=data.max_bad_examples,
             warn_perplexity_below=model.warn_perplexity_below,
-            random_flip=data.random_flip,
+            views=data.views,
         )
     description = describe_data(data)
     return PriorTask(
@@ -79,7 +79,7 @@ def make_task(run: RunArguments) -> TokenizerTask | PriorTask:
         label_column=data.label_column,
         model_name_or_path=model.model_name_or_path,
         max_bad_examples=data.max_bad_examples,
-        random_flip=data.random_flip,
+        views=data.views,
     )
 
 
