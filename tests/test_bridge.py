@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessor
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessor, PreTrainedTokenizerFast
 
 import hf_vq
 from hf_vq.bridge import VQBridge
 from hf_vq.sequence_rows import IGNORED
-from text_tokenizers import MODELS, TOKENIZERS, byte_level, language_model, with_start_and_end
+from text_tokenizers import MODELS, TOKENIZERS, byte_level, language_model, sentence_pieces, with_start_and_end
 
 TINY: dict[str, Any] = {"codebook_size": 16, "hidden_channels": [8], "residual_channels": 8, "num_residual_blocks": 1}
 SIDE = 4
@@ -213,6 +214,9 @@ def test_what_a_model_learned_stays_when_it_is_asked_again(family: str, tmp_path
     other = VQBridge(byte_level(), image_tokenizer(seed=1))
     with pytest.raises(ValueError, match="the language model knows the image tokenizer"):
         other.resize_embeddings(again)
+    for at_other_ids in (make(row_end=True), make(sentence_pieces())):
+        with pytest.raises(ValueError, match=r"knows images at the ids \{'start_id'.* this bridge has them at"):
+            at_other_ids.resize_embeddings(again)
 
 
 def test_a_model_in_half_precision_takes_them():
@@ -222,16 +226,23 @@ def test_a_model_in_half_precision_takes_them():
     assert model.get_input_embeddings().weight.isfinite().all()
 
 
-def test_a_vocabulary_with_room_is_not_cut():
+@pytest.mark.parametrize("from_codebook", [True, False])
+def test_a_vocabulary_with_room_is_not_cut(from_codebook: bool):
     tokenizer = byte_level()
     model = MODELS["llama"](len(tokenizer) + 100)
+    spare = slice(len(tokenizer), None)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight.data[spare] = 0
     bridge = make(tokenizer)
     before = model.get_input_embeddings().weight.clone()
-    bridge.resize_embeddings(model)
-    after, images = model.get_input_embeddings().weight, bridge.layout.code_ids
+    bridge.resize_embeddings(model, from_codebook)
+    after, images = model.get_input_embeddings().weight, slice(bridge.layout.start_id, len(tokenizer))
     assert len(after) == len(before) > len(tokenizer)
     assert torch.equal(after[: images.start], before[: images.start])
     assert torch.equal(after[images.stop :], before[images.stop :])
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows, known = table.weight[images], table.weight[: images.start]
+        assert bool((rows.std(1) > known.std() / 2).all()) and bool((rows.std(1) < known.std() * 2).all())
     prompt = bridge(text="a", return_tensors="pt")
     sequences = model.generate(
         **prompt, do_sample=True, temperature=5.0, max_new_tokens=60, logits_processor=[bridge.logits_processor(61)]
@@ -399,18 +410,32 @@ def test_bad_input_is_named(tmp_path: Path):
         bridge(text=["a", "b <|vq_3|>"])
     with pytest.raises(ValueError, match="a part is a text without"):
         bridge(parts=[{"type": "text", "text": "<|vq_image|>"}])
-    with pytest.raises(ValueError, match="labels must be one of all, image, text"):
-        bridge(text="a", labels="some")
+    for text in ("a", []):
+        with pytest.raises(ValueError, match="labels must be one of all, image, text"):
+            bridge(text=text, labels="some")
     with pytest.raises(ValueError, match="give text, with its images, or parts"):
         bridge(text="a", parts=[])
     with pytest.raises(ValueError, match="truncation is not an option of VQBridge"):
         bridge(text="a", truncation=True)
-    for part in ({"text": "a"}, {"type": "image"}, {"type": "image", "image_tokens": [0.5] * 16}):
+    for part in ({"text": "a"}, {"type": "image"}, {"type": "image", "image_tokens": [0.5] * 16}, "a", None):
         with pytest.raises(ValueError, match="a part is a text without"):
-            bridge(parts=[part])
+            bridge(parts=[[part]])
+    with pytest.raises(ValueError, match="parts is a list of parts, or of such lists, and is {'type': 'text'"):
+        bridge(parts={"type": "text", "text": "a"})
+    for text in (5, ["a", 5]):
+        with pytest.raises(ValueError, match="text is one string or a list of them, and holds 5"):
+            bridge(text=text)
+    with pytest.raises(ValueError, match="image 1 is None: give a picture for each place"):
+        bridge(images=[picture(0), None], text="<|vq_image|><|vq_image|>")
+    with pytest.raises(ValueError, match=r"flat or so shaped, and these are of shape \(2, 8\)"):
+        bridge(parts=[{"type": "image", "image_tokens": torch.zeros(2, 8, dtype=torch.int64)}])
+    with pytest.raises(TypeError, match="image_tokenizer is 'org/sqvae', and must be an ImageTokenizer"):
+        VQBridge(byte_level(), "org/sqvae")
     with pytest.raises(ValueError, match="to_parts takes many sequences, and this is one"):
         bridge.to_parts(torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match=r"an image of 4 x 4 has 16 tokens, and these are 9"):
+    with pytest.raises(
+        ValueError, match=r"an image of 4 x 4 has 16 tokens, flat or so shaped, and these are of shape \(9,\)"
+    ):
         bridge(parts=[{"type": "image", "image_tokens": [0] * 9}])
     with pytest.raises(ValueError, match=r"image tokens lie in \[0, 16\)"):
         bridge(parts=[{"type": "image", "image_tokens": [16] * 16}])
@@ -444,5 +469,19 @@ def test_a_text_tokenizer_with_tokens_of_another_is_refused(tmp_path: Path):
         VQBridge(AutoTokenizer.from_pretrained(tmp_path), image_tokenizer(seed=1))
     taken = byte_level()
     taken.add_tokens(["<|vq_5|>"])
-    with pytest.raises(ValueError, match=r"knows some of <\|vq_0\|> ... <\|vq_15\|> already, as other tokens"):
+    before = len(taken)
+    with pytest.raises(ValueError, match=r"knows <\|vq_5\|> already, but not <\|vq_start\|> ... <\|vq_15\|> one after"):
         make(taken)
+    assert len(taken) == before
+    with_row_end = make(row_end=True).tokenizer
+    with pytest.raises(ValueError, match="with the row_end that it was extended for"):
+        make(with_row_end)
+    with pytest.raises(ValueError, match="with the row_end that it was extended for"):
+        make(make().tokenizer, row_end=True)
+
+
+def test_a_text_tokenizer_whose_ids_have_holes_is_refused():
+    words = {"a": 0, "z": 30, "<unk>": 1}
+    holed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")))
+    with pytest.raises(ValueError, match="has 3 tokens and the id 30: with holes among its ids"):
+        make(holed)

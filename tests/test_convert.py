@@ -94,11 +94,14 @@ def test_the_command_converts_a_model_of_a_pipeline(tmp_path: Path, capsys: pyte
     assert ImageTokenizer.from_pretrained(tmp_path / "ours").model.config.image_size == 64
 
 
-def test_a_model_of_a_pipeline_with_other_pixels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("where", [["pipeline", "--subfolder", "vqvae"], ["pipeline/vqvae"]])
+def test_a_model_of_a_pipeline_with_other_pixels_is_refused(
+    where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     original("defaults").save_pretrained(tmp_path / "pipeline" / "vqvae")
     (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "AmusedPipeline"}')
-    arguments = [str(tmp_path / "pipeline"), "--subfolder", "vqvae", "--output", str(tmp_path / "ours")]
-    assert main(["convert", *arguments]) == 2
+    assert main(["convert", *where, "--output", "ours"]) == 2
     assert "is a AmusedPipeline, whose VQModel takes pixels in [0, 1]" in capsys.readouterr().err
 
 
@@ -139,3 +142,19 @@ def test_a_pickle_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     assert main(["convert", str(tmp_path), "--output", str(tmp_path / "ours")]) == 2
     assert "pickles are not read" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_or_would_be_lost_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    original("defaults").save_pretrained(tmp_path / "pipeline" / "vqvae")
+    pipeline, model = str(tmp_path / "pipeline"), str(tmp_path / "pipeline" / "vqvae")
+    assert main(["convert", pipeline, "--output", str(tmp_path / "ours")]) == 2
+    assert "--subfolder vqvae" in capsys.readouterr().err
+    for given in ([model], [pipeline, "--subfolder", "vqvae"]):
+        assert main(["convert", *given, "--output", model]) == 2
+        assert "is the model itself, which would be lost" in capsys.readouterr().err
+    for size in ("0", "-3"):
+        assert main(["convert", model, "--image_size", size, "--output", str(tmp_path / "ours")]) == 2
+        assert f"image_size must be positive and finite, got {size}" in capsys.readouterr().err
+    (tmp_path / "pipeline" / "vqvae" / "config.json").write_text("{")
+    assert main(["convert", model, "--output", str(tmp_path / "ours")]) == 2
+    assert "config.json is not JSON" in capsys.readouterr().err

@@ -101,11 +101,21 @@ def test_new_ones_are_drawn(client: Any, desk: Any):
         ((0, 0, 0), "/neighbours", "Put in a picture"),
         (("[[99]]", 0), "/decode", "codes lie in 0 to 15, and one is 99"),
         (("no", 0), "/decode", "the tokens are not JSON"),
+        (("[" * 100_000, 0), "/decode", "the tokens are not JSON"),
+        ((0, None, 0), "/neighbours", "Put in a picture"),
+        ((1, 1.0, 1.0, None), "/sample", "Fill in every field"),
+        ((1, 1.0, 1.0, 10**30), "/sample", "4294967295"),
     ],
 )
 def test_people_are_told_what_is_wrong(client: Any, arguments: Any, name: str, message: str):
     with pytest.raises(Exception, match=message):
         client.predict(*arguments, api_name=name)
+
+
+def test_a_broken_picture_is_named(client: Any, tmp_path: Path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(Exception, match="cannot identify image file"):
+        client.predict(client_module.handle_file(tmp_path / "broken.png"), 0, api_name="/encode")
 
 
 def test_a_person_goes_through_the_page(address: str, tmp_path: Path):

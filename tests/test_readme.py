@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import hf_vq
 from corpora import make_tokenizer
 from hf_vq.publishing import publish
 from hf_vq.reference_tokens import save_reference_tokens
+from test_docs import leave_models_and_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +103,15 @@ def test_what_is_exported_gives_the_tokens_of_any_batch(repository: Path):
     for count in (1, 5):
         pixel_values = torch.rand(count, 3, 16, 16) * 2 - 1
         assert torch.equal(names["program"].module()(pixel_values), model.encode(pixel_values).image_tokens)
+
+
+def test_image_tokens_go_into_a_language_model(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    leave_models_and_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {name: Image.open(f"{name}.png") for name in ("cat", "dog")}
+    exec(block(repository, "bridge"), names)
+    names["loss"].backward()
+    assert len(names["bridge"].layout.spans(names["batch"]["input_ids"][0].tolist())) == 1
 
 
 def test_the_quick_start(repository: Path, site: Path, tmp_path: Path):

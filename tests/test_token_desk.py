@@ -39,7 +39,7 @@ def test_what_is_seen_is_what_the_tokenizer_says(codebooks: int):
     assert np.array(seen.tokens).flatten().tolist() == ids
     assert seen.bits == 16 * codebooks * 4
     kept = desk.tokenizer.decode(ids)
-    assert seen.reconstruction.size == seen.original.size == (384, 384)
+    assert seen.reconstruction.size == (384, 384)
     assert seen.reconstruction.resize((8, 8), Image.Resampling.NEAREST).tobytes() == kept.convert("RGB").tobytes()
     error = (np.asarray(kept, dtype=float) - np.asarray(picture(), dtype=float)) / 255
     assert seen.psnr == pytest.approx(-10 * np.log10((error**2).mean()), abs=1e-3)
@@ -66,6 +66,14 @@ def test_neighbours_are_the_nearest_codes():
     assert [code["code"] for code in near] == distances.argsort()[:8].tolist() and near[0]["code"] == tokens[0][3]
     assert near[1]["distance"] == pytest.approx(float(distances[near[1]["code"]]), abs=1e-4)
     assert all(len(code["colour"]) == 7 for code in near)
+
+
+def test_a_code_is_the_first_of_its_neighbours_even_when_others_are_alike():
+    desk = make_desk()
+    with torch.no_grad():
+        desk.tokenizer.model.quantizer.codebook.weight.zero_()
+    near = desk.neighbours([[5, 1], [2, 3]], 0, 0)
+    assert near[0]["code"] == 5 and len({code["code"] for code in near}) == 8
 
 
 def test_two_pictures_are_mixed_by_place():
@@ -137,3 +145,7 @@ def test_what_cannot_be_is_named():
         desk.mix(tokens, tokens, "stripes", 0.5)
     with pytest.raises(ValueError, match="there is no prior to sample from"):
         desk.sample(0)
+    config = hf_vq.SQVAEConfig(image_size=256, **TINY)
+    large = hf_vq.ImageTokenizer(hf_vq.SQVAEModel(config).eval(), hf_vq.VQImageProcessor.for_config(config))
+    with pytest.raises(ValueError, match="a grid of 128 x 128 tokens is too large for this page"):
+        TokenDesk(large)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from hf_vq.grid_logits import ImageGridLogitsProcessor
 from hf_vq.image_layout import ImageLayout, Span
 from hf_vq.interleaved import Part, Segment, from_parts, from_text
 from hf_vq.lm_embeddings import extend_embeddings
-from hf_vq.sequence_rows import Piece, Row, make_row, pad_rows
+from hf_vq.sequence_rows import Piece, Row, check_labels, make_row, pad_rows
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["VQBridge"]
 
 START, END, ROW_END, CODE = "<|vq_start|>", "<|vq_end|>", "<|vq_row_end|>", "<|vq_{}|>"
 FOLDER = "image_tokenizer"
-FINGERPRINT = "image_tokenizer_fingerprint"
+FINGERPRINT, IDS = "image_tokenizer_fingerprint", "image_token_ids"
+"""What the config of a language model says of the images that it knows."""
 PADDING = ("padding", "padding_side", "pad_to_multiple_of")
 
 
@@ -41,7 +43,9 @@ class VQBridge(ProcessorMixin):
         image_tokenizer_fingerprint: what the image tokenizer must have; None for any.
 
     Raises:
-        ValueError: the image tokenizer is another one than was asked for, or than the text tokenizer has the tokens of.
+        TypeError: the image tokenizer is no `ImageTokenizer`.
+        ValueError: the image tokenizer is another one than was asked for, or than the text tokenizer has the tokens of;
+            the text tokenizer has some of the new tokens, or ids beyond its length.
     """
 
     image_token = "<|vq_image|>"
@@ -55,6 +59,11 @@ class VQBridge(ProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         image_tokenizer_fingerprint: str | None = None,
     ) -> None:
+        if not isinstance(image_tokenizer, ImageTokenizer):
+            raise TypeError(
+                f"image_tokenizer is {image_tokenizer!r:.100}, and must be an ImageTokenizer: load it by "
+                f"ImageTokenizer.from_pretrained"
+            )
         super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
         self.image_tokenizer, self.row_end = image_tokenizer, row_end
         self.image_tokenizer_fingerprint: str = image_tokenizer.model.fingerprint()
@@ -77,15 +86,13 @@ class VQBridge(ProcessorMixin):
     def _extend(self, tokenizer: Any) -> ImageLayout:
         """Adds the tokens of images to a text tokenizer, unless it has them."""
         config = self.image_tokenizer.model.config
-        count = config.codebook_size * config.num_codebooks
         markers = [START, END, *([ROW_END] if self.row_end else [])]
-        codes = [CODE.format(number) for number in range(count)]
+        codes = [CODE.format(number) for number in range(config.codebook_size * config.num_codebooks)]
+        _check_vocabulary(tokenizer.get_vocab(), len(tokenizer), [*markers, *codes])
         tokenizer.add_tokens([*markers, *codes], special_tokens=True)
         tokenizer.init_kwargs[FINGERPRINT] = self.image_tokenizer_fingerprint
         start, end, *row_end = tokenizer.convert_tokens_to_ids(markers)
-        first, *others = tokenizer.convert_tokens_to_ids(codes)
-        if others != list(range(first + 1, first + count)):
-            raise ValueError(f"the text tokenizer knows some of {codes[0]} ... {codes[-1]} already, as other tokens")
+        first = tokenizer.convert_tokens_to_ids(codes[0])
         sizes = (config.codebook_size, config.num_codebooks, config.grid_size)
         return ImageLayout(start, end, row_end[0] if row_end else None, first, *sizes)
 
@@ -101,7 +108,7 @@ class VQBridge(ProcessorMixin):
         return_tensors: str | None = None,
         **padding: Any,
     ) -> BatchFeature:
-        """Sequences of text and images; what stands between two images becomes ids by itself.
+        """Sequences of text and images. The stretches of text between images are tokenized one by one.
 
         Args:
             images: the pictures, in the order in which `image_token` stands in the texts, or a list of them for each.
@@ -130,6 +137,7 @@ class VQBridge(ProcessorMixin):
             sequences = from_text(text, images, self.image_token)
         else:
             sequences = from_parts(parts, self.image_token)
+        check_labels(labels)
         rows = list(self._rows(sequences, labels, add_special_tokens, add_image_start))
         longest = max((len(row.ids) for row in rows), default=0)
         if max_length is not None and longest > max_length:
@@ -143,10 +151,10 @@ class VQBridge(ProcessorMixin):
     ) -> Iterator[Row]:
         """Each sequence as ids and labels."""
         segments = list(chain.from_iterable(sequences))
-        images = iter(self._encode([segment.picture for segment in segments if segment.picture is not None]))
         words = iter(self._words([segment.text for segment in segments if segment.text is not None]))
+        images = iter(self._encode([segment.picture for segment in segments if segment.picture is not None]))
         before = self._before if add_special_tokens else []
-        # Who is to go on has not reached the end.
+        # A sequence that the model is to go on with has no end token yet.
         after = self._after if add_special_tokens and not add_image_start else []
         for sequence in sequences:
             pieces = [Piece(before)]
@@ -188,7 +196,7 @@ class VQBridge(ProcessorMixin):
         return tokens
 
     def to_parts(self, sequences: Tensor | Iterable[Sequence[int]]) -> list[list[Part]]:
-        """Sequences of ids as texts and PIL images, the inverse of the call; special tokens of the text are left out.
+        """Sequences of ids as texts and PIL images; special tokens of the text, and mere spaces, are left out.
 
         Args:
             sequences: (B, S), or lists of ids.
@@ -229,18 +237,25 @@ class VQBridge(ProcessorMixin):
             model: the causal LM of the text tokenizer.
             from_codebook: whether image tokens begin alike where their codes are close; see `extend_embeddings`.
 
-        Raises: ValueError for a model that has those of another image tokenizer.
+        Raises: ValueError for a model that has those of another image tokenizer, or at other ids.
         """
         known = getattr(model.config, FINGERPRINT, None)
-        if known not in (None, self.image_tokenizer_fingerprint):
-            raise ValueError(
-                f"the language model knows the image tokenizer {known}, and this bridge has "
-                f"{self.image_tokenizer_fingerprint}"
-            )
         if known is None:
             vectors = self.image_tokenizer.model.quantizer.vectors() if from_codebook else None
             extend_embeddings(model, len(self.tokenizer), self.layout, vectors)
             setattr(model.config, FINGERPRINT, self.image_tokenizer_fingerprint)
+            setattr(model.config, IDS, self.layout.first_ids)
+            return
+        if known != self.image_tokenizer_fingerprint:
+            raise ValueError(
+                f"the language model knows the image tokenizer {known}, and this bridge has "
+                f"{self.image_tokenizer_fingerprint}"
+            )
+        if getattr(model.config, IDS) != self.layout.first_ids:
+            raise ValueError(
+                f"the language model knows images at the ids {getattr(model.config, IDS)}, and this bridge has them at "
+                f"{self.layout.first_ids}: make it with the text tokenizer and the row_end that the model was made with"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json holds; the text tokenizer and the image tokenizer have files of their own."""
@@ -279,7 +294,28 @@ class VQBridge(ProcessorMixin):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
             given = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
             folder = "/".join([*filter(None, [kwargs.get("subfolder")]), FOLDER])
+            local = Path(pretrained_model_name_or_path)
+            if local.is_dir() and not (local / folder).is_dir():
+                raise OSError(
+                    f"{local} has no folder {folder}, where a bridge keeps its image tokenizer: pass image_tokenizer="
+                )
             settings["image_tokenizer"] = ImageTokenizer.from_pretrained(
                 pretrained_model_name_or_path, subfolder=folder, **given
             )
         return settings, rest
+
+
+def _check_vocabulary(vocabulary: dict[str, int], size: int, new: list[str]) -> None:
+    """Raises a ValueError unless a text tokenizer has all of the new tokens, one after the other, or none of them."""
+    if (largest := max(vocabulary.values())) >= size:
+        raise ValueError(
+            f"the text tokenizer has {size} tokens and the id {largest}: with holes among its ids, new tokens would "
+            f"take those of others"
+        )
+    known = [token for token in dict.fromkeys([*new, ROW_END]) if token in vocabulary]
+    first = vocabulary[known[0]] if known else size
+    if known and (known != new or [vocabulary[token] for token in new] != list(range(first, first + len(new)))):
+        raise ValueError(
+            f"the text tokenizer knows {known[0]} already, but not {new[0]} ... {new[-1]} one after the other: take it "
+            f"as it was before, or with the row_end that it was extended for"
+        )

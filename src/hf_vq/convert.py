@@ -25,12 +25,35 @@ from hf_vq.tokenizer import ImageTokenizer
 __all__ = ["convert", "from_diffusers", "to_config"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-QUIETLY: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+IF_THERE: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+NEEDED = (
+    f"A VQModel is converted from config.json and one {WEIGHTS}; shards, variants and pickles are not read. In a "
+    "pipeline it lies in a folder of its own: --subfolder vqvae."
+)
 PIPELINES_FROM_ZERO_TO_ONE = ("Amused",)
 CONVENTION = (
     "The source minimises the commitment term with weight 1 and the codebook term with weight 0.25 (the weight that is "
     "meant for the commitment stands at the other term); commitment_weight is that of its commitment term."
 )
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 3,
+    "sample_size": 32,
+    "num_vq_embeddings": 256,
+    "norm_num_groups": 32,
+    "vq_embed_dim": None,
+    "norm_type": "group",
+    "mid_block_add_attention": True,
+}
+IRRELEVANT = {"scaling_factor", "lookup_from_codebook", "force_upcast"}
+"""What touches neither tokens nor pixels."""
+EXPRESSED: dict[str, tuple[Any, ...]] = {"norm_type": ("group",), "act_fn": ("silu", "swish")}
 RESNET = {
     "norm1": "layers.0", "conv1": "layers.2", "norm2": "layers.3", "conv2": "layers.5", "conv_shortcut": "shortcut",
 }  # fmt: skip
@@ -72,16 +95,18 @@ def convert(
         OSError: if there are no such files.
         ValueError: what has no counterpart here, by name.
     """
-    config, weights = (_file(path, name, subfolder, revision) for name in ("config.json", WEIGHTS))
-    source = json.loads(Path(config).read_text(encoding="utf-8"))
+    source = _read(_file(path, "config.json", subfolder, revision))
     check_pipeline(path, subfolder, revision)
-    return from_diffusers(source, load_file(weights), image_size)
+    to_config(source, image_size)  # what cannot be expressed is refused before the weights are fetched
+    return from_diffusers(source, load_file(_file(path, WEIGHTS, subfolder, revision)), image_size)
 
 
 def check_pipeline(path: str | os.PathLike[str], subfolder: str, revision: str | None) -> None:
     """Raises a ValueError if the model belongs to a pipeline that gives it pixels in [0, 1]: ours are in [-1, 1]."""
-    index = cached_file(path, "model_index.json", revision=revision, **QUIETLY) if subfolder else None
-    pipeline = json.loads(Path(index).read_text(encoding="utf-8")).get("_class_name", "") if index else ""
+    index = cached_file(path, "model_index.json", revision=revision, **IF_THERE)
+    if index is None and (above := Path(path).absolute().parent / "model_index.json").is_file():
+        index = str(above)
+    pipeline = _read(index).get("_class_name", "") if index else ""
     if pipeline.startswith(PIPELINES_FROM_ZERO_TO_ONE):
         raise ValueError(f"{path} is a {pipeline}, whose VQModel takes pixels in [0, 1]: that has no counterpart here")
 
@@ -90,10 +115,19 @@ def _file(path: str | os.PathLike[str], name: str, subfolder: str, revision: str
     try:
         found = cached_file(path, name, subfolder=subfolder, revision=revision)
     except (OSError, HFValidationError) as error:
-        error.add_note(f"A VQModel is converted from config.json and {WEIGHTS}; pickles are not read.")
+        error.add_note(NEEDED)
         raise
-    assert found is not None
+    if found is None:
+        raise OSError(f"{Path(path) / subfolder} has no {name}. {NEEDED}")
     return found
+
+
+def _read(file: str) -> Any:
+    """The content of a JSON file; raises a ValueError that names it."""
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
 
 
 def from_diffusers(
@@ -141,7 +175,7 @@ def to_config(source: Mapping[str, Any], image_size: int | None = None) -> VQVAE
     config = VQVAEConfig(
         body="unet",
         num_channels=given["in_channels"],
-        image_size=image_size or _side(given["sample_size"]),
+        image_size=_side(given["sample_size"]) if image_size is None else image_size,
         codebook_size=given["num_vq_embeddings"],
         codebook_dim=given["vq_embed_dim"] or given["latent_channels"],
         quantizer="gradient",
@@ -155,27 +189,6 @@ def to_config(source: Mapping[str, Any], image_size: int | None = None) -> VQVAE
     )
     config.converted_from = {"class": "diffusers.VQModel", "loss": CONVENTION}
     return config
-
-
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 3,
-    "sample_size": 32,
-    "num_vq_embeddings": 256,
-    "norm_num_groups": 32,
-    "vq_embed_dim": None,
-    "norm_type": "group",
-    "mid_block_add_attention": True,
-}
-IRRELEVANT = {"scaling_factor", "lookup_from_codebook", "force_upcast"}
-"""What touches neither tokens nor pixels."""
-EXPRESSED: dict[str, tuple[Any, ...]] = {"norm_type": ("group",), "act_fn": ("silu", "swish")}
 
 
 def _side(sample_size: Any) -> int:

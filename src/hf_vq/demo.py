@@ -13,7 +13,7 @@ from transformers import pipeline
 from transformers.utils import cached_file
 
 from hf_vq.reference_tokens import REFERENCE_FILE
-from hf_vq.token_desk import DARK, PATTERNS, Seen, TokenDesk, Tokens
+from hf_vq.token_desk import PATTERNS, Seen, TokenDesk, Tokens, ink_on
 from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["load_desk", "make_page"]
@@ -25,6 +25,7 @@ CSS = """
 #drawn .grid-container {grid-template-columns: repeat(auto-fit, minmax(max(140px, 22%), 1fr)) !important}
 #drawn .grid-wrap {max-height: none; overflow: visible}
 .swatches {display: flex; flex-wrap: wrap; gap: 6px}
+.swatch b {color: inherit}
 .swatch {border-radius: 6px; padding: 6px 8px; min-width: 62px; text-align: center; font: 12px/1.3 ui-monospace}
 .cells img, .pixelated img, .upload img {width: 100%; height: 100%; object-fit: contain}
 .pixelated img, .upload img {image-rendering: pixelated}
@@ -32,6 +33,7 @@ CSS = """
 .upload .image-frame {width: 100% !important; height: auto !important; aspect-ratio: 1}
 """
 LARGEST_FILE = "20mb"
+LARGEST_SEED = 2**32 - 1
 PLACE = ("Row", "Column", "Code")
 NO_PICTURE = "Put in a picture."
 CHANGED = "These tokens are changed ones: there is no picture to compare with."
@@ -160,19 +162,19 @@ class Look:
 
     def look_up(self, tokens: Any, row: int, column: int, codebook: int) -> tuple[Any, ...]:
         """A place was typed."""
-        require_tokens(tokens)
+        require(tokens, row, column, codebook)
         near = self.desk.neighbours(tokens, row, column, codebook)
         return self.desk.draw_grid(tokens, codebook, (row, column)), near[0]["code"], as_swatches(near)
 
     def click(self, tokens: Any, codebook: int, event: gr.SelectData) -> tuple[Any, ...]:
         """A token was clicked."""
-        require_tokens(tokens)
+        require(tokens, codebook)
         row, column = self.desk.place_of(tokens, *map(int, event.index))
         return row, column, *self.look_up(tokens, row, column, codebook)
 
     def set_code(self, tokens: Any, row: int, column: int, codebook: int, code: int) -> tuple[Any, ...]:
         """Another code is to stand at a place."""
-        require_tokens(tokens)
+        require(tokens, row, column, codebook, code)
         changed = self.desk.change(tokens, row, column, code, codebook)
         grid, _, swatches = self.look_up(changed, row, column, codebook)
         return changed, grid, self.desk.decode(changed), CHANGED, swatches, as_text(changed)
@@ -180,6 +182,7 @@ class Look:
     def read(self, text: str, codebook: int) -> tuple[Any, ...]:
         """Tokens were typed."""
         tokens = from_text(text)
+        require(tokens, codebook)
         return tokens, self.desk.draw_grid(tokens, codebook), self.desk.decode(tokens), CHANGED
 
 
@@ -199,6 +202,7 @@ def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
     def mix(first: Image.Image | None, second: Image.Image | None, pattern: str, share: float) -> tuple[Any, ...]:
         if first is None or second is None:
             return None, None
+        require([], share)
         tokens = desk.mix(desk.see(first).tokens, desk.see(second).tokens, pattern, share)
         return desk.draw_grid(tokens), desk.decode(tokens)
 
@@ -212,14 +216,15 @@ def draw_new_ones(desk: TokenDesk) -> None:
     classes = [("any", -1), *((name, label) for label, name in enumerate(desk.class_names))]
     with gr.Row():
         label = gr.Dropdown(classes, value=-1, label="Class", visible=len(classes) > 1, min_width=240, elem_id="class")
-        guidance = gr.Slider(1, 5, 1, step=0.25, label="Guidance", visible=len(classes) > 1, min_width=240)
+        guidance = gr.Slider(1, 5, 1, step=0.25, label="Guidance to the class", visible=len(classes) > 1, min_width=240)
         temperature = gr.Slider(0.5, 1.5, 1, step=0.05, label="Temperature", min_width=240)
-        seed = gr.Number(0, precision=0, label="Seed", min_width=120)
+        seed = gr.Number(0, precision=0, minimum=0, maximum=LARGEST_SEED, label="Seed", min_width=120)
     draw = gr.Button("Draw eight", variant="primary", elem_id="draw")
     shape: dict[str, Any] = {"columns": 4, "object_fit": "contain", "format": "png", "height": "auto"}
     gallery = gr.Gallery(label="Drawn", show_label=False, **shape, elem_id="drawn", elem_classes="pixelated")
 
     def sample(label: int, guidance: float, temperature: float, seed: int) -> list[Image.Image]:
+        require([], label, guidance, temperature, seed)
         return desk.sample(label, guidance, temperature, seed)
 
     answer(draw.click, sample, [label, guidance, temperature, seed], gallery, "sample")
@@ -240,16 +245,16 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        except TypeError as error:
-            raise gr.Error("Fill in every field.", print_exception=False) from error
 
     return tell
 
 
-def require_tokens(tokens: Any) -> None:
-    """Raises a ValueError unless there are some."""
+def require(tokens: Any, *fields: Any) -> None:
+    """Raises a ValueError unless there are tokens, and no field is empty."""
     if tokens is None:
         raise ValueError(NO_PICTURE)
+    if any(field is None for field in fields):
+        raise ValueError("Fill in every field.")
 
 
 def as_text(tokens: Tokens) -> str:
@@ -261,7 +266,7 @@ def from_text(text: str) -> Tokens:
     """Raises: ValueError for what is no JSON list."""
     try:
         tokens = json.loads(text or "")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the tokens are not JSON: {error}") from error
     if not isinstance(tokens, list):
         raise ValueError("the tokens are a list of rows")
@@ -271,13 +276,8 @@ def from_text(text: str) -> Tokens:
 def as_swatches(near: list[dict[str, Any]]) -> str:
     """A code's neighbours as coloured chips."""
     chips = "".join(
-        f'<div class="swatch" style="background:{code["colour"]};color:{ink_on(code["colour"])}">'
+        f'<div class="swatch" style="background:{code["colour"]};color:{ink_on(bytes.fromhex(code["colour"][1:]))}">'
         f"<b>{code['code']}</b><br>{code['distance']:.2f}</div>"
         for code in near
     )
     return f"<p>The code, and those nearest to it, with their distances:</p><div class='swatches'>{chips}</div>"
-
-
-def ink_on(colour: str) -> str:
-    """Black or white, whichever can be read on #rrggbb."""
-    return "white" if sum(bytes.fromhex(colour[1:])) < DARK else "black"

@@ -29,9 +29,8 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         self.layout, self.vocab_size = layout, vocab_size
         self.max_length, self.allow_images = max_length, allow_images
         self._rules: Tensor | None = None
-        kinds = list(dict.fromkeys(layout.plan))
-        self._allowed_ids = kinds
-        self._kind_of_place = torch.tensor([kinds.index(ids) for ids in layout.plan])
+        self._kinds = list(dict.fromkeys(layout.plan))
+        self._kind_of_place = torch.tensor([self._kinds.index(ids) for ids in layout.plan])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores (B, V) of the ids after input_ids (B, S), -inf where an id must not come.
@@ -68,11 +67,11 @@ class ImageGridLogitsProcessor(LogitsProcessor):
                     f"the model scores {vocabulary} ids, and text and images have {self.vocab_size}: give it their "
                     f"embeddings by resize_embeddings"
                 )
-            rules = torch.zeros(len(self._allowed_ids) + 2, vocabulary, dtype=torch.bool)
-            for rule, ids in zip(rules, self._allowed_ids, strict=False):
+            in_images = torch.zeros(len(self._kinds), vocabulary, dtype=torch.bool)
+            for rule, ids in zip(in_images, self._kinds, strict=True):
                 rule[ids.start : ids.stop] = True
-            rules[-2:, : self.vocab_size] = True
-            rules[-2:, [*self.layout.code_ids, *self.layout.marker_ids]] = False
-            rules[-1, self.layout.start_id] = True
-            self._rules = rules.to(scores.device)
+            text = torch.arange(vocabulary) < self.vocab_size
+            text[[*self.layout.code_ids, *self.layout.marker_ids]] = False
+            text_or_start = text.index_fill(0, torch.tensor(self.layout.start_id), True)
+            self._rules = torch.cat([in_images, torch.stack([text, text_or_start])]).to(scores.device)
         return self._rules

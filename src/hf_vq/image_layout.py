@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 __all__ = ["ImageLayout", "Span"]
 
 
@@ -58,6 +60,11 @@ class ImageLayout:
         row = of_position * self.grid_size[1] + ([_only(self.row_end_id)] if self.row_end_id is not None else [])
         return (*row * self.grid_size[0], _only(self.end_id))
 
+    @property
+    def first_ids(self) -> dict[str, int | None]:
+        """Where its ids begin, by name."""
+        return {name: getattr(self, name) for name in ("start_id", "end_id", "row_end_id", "first_id")}
+
     def ids_of(self, codebook: int) -> range:
         """The ids of a codebook's tokens."""
         first = self.first_id + codebook * self.codebook_size
@@ -77,21 +84,24 @@ class ImageLayout:
         """Whether an id belongs to images."""
         return token_id in self.code_ids or token_id in self.marker_ids
 
-    def wrap(self, image_tokens: Sequence[int]) -> list[int]:
+    def wrap(self, image_tokens: Sequence[int] | np.ndarray) -> list[int]:
         """The ids of an image, from image-start to image-end.
 
         Args:
-            image_tokens: h * w * M tokens in [0, K), raster order, codebook fastest.
+            image_tokens: h * w * M tokens in [0, K), raster order, codebook fastest; or (h, w[, M]).
 
-        Raises: ValueError for another number of tokens, or one out of range.
+        Raises: ValueError for another number or order of tokens, or one out of range.
         """
-        tokens, codes = iter(image_tokens), self.num_codebooks * self.grid_size[0] * self.grid_size[1]
-        if len(image_tokens) != codes:
+        array = np.asarray(image_tokens)
+        codes = self.num_codebooks * self.grid_size[0] * self.grid_size[1]
+        grid = (*self.grid_size, *([self.num_codebooks] if self.num_codebooks > 1 else []))
+        if array.shape not in ((codes,), grid):
             raise ValueError(
-                f"an image of {self._grid} has {codes} tokens, and these are {len(image_tokens)}: all have one size"
+                f"an image of {self._grid} has {codes} tokens, flat or so shaped, and these are of shape {array.shape}"
             )
-        if odd := [token for token in image_tokens if not 0 <= token < self.codebook_size]:
+        if odd := [token for token in array.flat if not 0 <= token < self.codebook_size]:
             raise ValueError(f"image tokens lie in [0, {self.codebook_size}), and one is {odd[0]}")
+        tokens = iter(array.ravel().tolist())
         body = [ids[next(tokens)] if ids[0] in self.code_ids else ids[0] for ids in self.plan]
         return [self.start_id, *body]
 

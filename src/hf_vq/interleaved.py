@@ -1,9 +1,11 @@
 """Text and images in turn: what comes in as a text with places for images, or as a list of parts, as segments."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 __all__ = ["Part", "Segment", "from_parts", "from_text"]
 
@@ -16,13 +18,13 @@ class Segment(NamedTuple):
     """A stretch of text, a picture that is yet to be encoded, or the tokens of an image: one of the three.
 
     Attributes:
-        text, picture, image_tokens: the content; the other two are None.
+        text, picture, image_tokens: the content; the other two are None. Tokens are flat, or (h, w[, M]).
         train: whether labels come of it.
     """
 
     text: str | None = None
     picture: Any = None
-    image_tokens: list[int] | None = None
+    image_tokens: np.ndarray | None = None
     train: bool = True
 
 
@@ -33,9 +35,11 @@ def from_text(text: str | Sequence[str], images: Any, place: str) -> list[list[S
         text: one text or many.
         images: one picture; the pictures of all texts in order; or a list of pictures for each text; or None.
 
-    Raises: ValueError unless there are as many pictures as places.
+    Raises: ValueError unless there are as many pictures as places, and for a text or picture that is none.
     """
-    texts = [text] if isinstance(text, str) else list(text)
+    texts = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
+    if odd := [each for each in texts if not isinstance(each, str)]:
+        raise ValueError(f"text is one string or a list of them, and holds {odd[0]!r:.100}")
     places = [each.count(place) for each in texts]
     pictures = _one_list_each(images, places)
     found = []
@@ -50,7 +54,11 @@ def from_text(text: str | Sequence[str], images: Any, place: str) -> list[list[S
 
 def _one_list_each(images: Any, places: list[int]) -> list[list[Any]]:
     """The pictures of each text."""
-    given = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
+    is_many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    given = [] if images is None else list(images) if is_many else [images]
+    flat = chain.from_iterable(group if isinstance(group, list | tuple) else [group] for group in given)
+    if none := [number for number, image in enumerate(flat) if image is None]:
+        raise ValueError(f"image {none[0]} is None: give a picture for each place")
     if given and all(isinstance(group, list | tuple) for group in given):
         counts = [len(group) for group in given]
         if counts != places:
@@ -67,20 +75,24 @@ def from_parts(parts: Sequence[Part] | Sequence[Sequence[Part]], place: str) -> 
 
     Raises: ValueError that names a part which is none, or has `place` in its text.
     """
+    if isinstance(parts, dict | str):
+        raise ValueError(f"parts is a list of parts, or of such lists, and is {parts!r:.200}")
     batch: Iterable[Any] = [parts] if parts and isinstance(parts[0], dict) else parts
     return [_joined([_segment(part, place) for part in sequence]) for sequence in batch]
 
 
 def _segment(part: Any, place: str) -> Segment:
-    kind, train = part.get("type"), bool(part.get("train", True))
-    if kind == "text" and isinstance(part.get("text"), str) and place not in part["text"]:
-        return Segment(text=part["text"], train=train)
-    if kind == "image" and part.get("image_tokens") is not None:
-        tokens = np.asarray(part["image_tokens"])
-        if tokens.dtype.kind in "iu":
-            return Segment(image_tokens=tokens.ravel().tolist(), train=train)
-    elif kind == "image" and part.get("image") is not None:
-        return Segment(picture=part["image"], train=train)
+    given: dict[str, Any] = part if isinstance(part, dict) else {}
+    kind, train = given.get("type"), bool(given.get("train", True))
+    if kind == "text" and isinstance(given.get("text"), str) and place not in given["text"]:
+        return Segment(text=given["text"], train=train)
+    if kind == "image" and given.get("image_tokens") is not None:
+        tokens = given["image_tokens"]
+        array = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+        if array.dtype.kind in "iu":
+            return Segment(image_tokens=array, train=train)
+    elif kind == "image" and given.get("image") is not None:
+        return Segment(picture=given["image"], train=train)
     raise ValueError(
         f"a part is a text without {place}, or an image with a picture or with integer image_tokens, and this is "
         f"{part!r:.200}"

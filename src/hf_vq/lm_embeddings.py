@@ -20,24 +20,29 @@ def extend_embeddings(model: Any, vocab_size: int, layout: ImageLayout, vectors:
         vocab_size: ids of text and images together.
         layout: which of them belong to images.
         vectors: (M, K, D), the codes: image tokens begin alike where these are close, as the mean of the rows of text
-            and random features of the codes with their deviation. None: as the model begins new rows.
+            and random features of the codes with their deviation. None: as markers begin, at random with that mean and
+            deviation.
     """
     if model.get_input_embeddings().weight.shape[0] < vocab_size:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    if vectors is None:
-        return
     embeddings, scores = model.get_input_embeddings(), model.get_output_embeddings()
     tables = [embeddings] if scores is None or scores.weight is embeddings.weight else [embeddings, scores]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for table in tables:
-            _start(table.weight, layout, vectors.float().cpu())
+            _start(table.weight, layout, vectors)
 
 
-def _start(weight: Tensor, layout: ImageLayout, vectors: Tensor) -> None:
-    known = weight[: min(layout.marker_ids)].float()
+def _start(weight: Tensor, layout: ImageLayout, vectors: Tensor | None) -> None:
+    known, width = weight[: min(layout.marker_ids)], weight.shape[1]
     mean, deviation = known.mean(0), known.std()
-    for codebook, own in enumerate(vectors):
+    # Rows that were there to spare hold anything, so that markers begin anew as well.
+    weight[layout.marker_ids] = mean + deviation * torch.randn(len(layout.marker_ids), width).to(weight)
+    for codebook in range(layout.num_codebooks):
         ids = layout.ids_of(codebook)
-        features = fourier_features(own, weight.shape[1]).to(weight.device)
-        weight[ids.start : ids.stop] = (mean + deviation * features).to(weight)
+        features = (
+            torch.randn(len(ids), width)
+            if vectors is None
+            else fourier_features(vectors[codebook].float().cpu(), width)
+        )
+        weight[ids.start : ids.stop] = mean + deviation * features.to(weight)

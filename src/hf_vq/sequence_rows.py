@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import BatchFeature
 
-__all__ = ["IGNORED", "LABELS", "Piece", "Row", "make_row", "pad_rows"]
+__all__ = ["IGNORED", "Piece", "Row", "check_labels", "make_row", "pad_rows"]
 
 IGNORED = -100
 LABELS = {"all": (True, False), "image": (True,), "text": (False,)}
@@ -27,13 +27,14 @@ class Row(NamedTuple):
     labels: list[int]
 
 
-def make_row(pieces: Iterable[Piece], labels: str | None) -> Row:
-    """The row of pieces.
-
-    Raises: ValueError for labels that are none of `LABELS`, nor None.
-    """
+def check_labels(labels: str | None) -> None:
+    """Raises a ValueError for labels that are none of `LABELS`, nor None."""
     if labels is not None and labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)} or None, and is {labels!r}")
+
+
+def make_row(pieces: Iterable[Piece], labels: str | None) -> Row:
+    """The row of pieces, whose labels `check_labels` has let pass."""
     wanted = () if labels is None else LABELS[labels]
     row = Row([], [])
     for piece in pieces:

@@ -23,7 +23,8 @@ SIDE, GRID_SIDE = 384, 768
 SMALLEST_CELL, LEGIBLE = 8, 48
 DARK = 380
 MOST_CELLS = 64 * 64
-NEIGHBOURS = DRAWN = 8
+NEIGHBOURS = 8
+DRAWN = 8
 PATTERNS = ("left and right", "top and bottom", "checkerboard", "at random")
 
 Tokens = list[Any]
@@ -34,7 +35,6 @@ class Seen(NamedTuple):
 
     Attributes:
         tokens: its image tokens.
-        original: what the model sees of it, large.
         size: its pixel values, C * H * W.
         reconstruction: what the tokens keep, large.
         bits: of all tokens, each written by itself.
@@ -43,7 +43,6 @@ class Seen(NamedTuple):
 
     tokens: Tokens
     size: int
-    original: Image.Image
     reconstruction: Image.Image
     bits: float
     psnr: float
@@ -55,11 +54,18 @@ class TokenDesk:
     Args:
         tokenizer: of images.
         prior: an `ImageGenerationPipeline`, or None.
+
+    Raises: ValueError for a tokenizer whose grid is too large to be shown.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, prior: Any = None) -> None:
         self.tokenizer, self.prior = tokenizer, prior
         self.config: Any = tokenizer.model.config
+        height, width = self.config.grid_size
+        if height * width > MOST_CELLS:
+            raise ValueError(
+                f"a grid of {height} x {width} tokens is too large for this page, which shows {MOST_CELLS}"
+            )
 
     @property
     def class_names(self) -> list[str]:
@@ -75,11 +81,10 @@ class TokenDesk:
         if height * width > MOST_CELLS * self.config.downsampling_factor**2:
             raise ValueError(f"a picture of {width} x {height} pixels is too large for this page")
         tokens = self._tokens(pixel_values)
-        original = to_uint8(pixel_values, processor)
         kept = self._pixels(tokens)
-        decibels = float(psnr(original, kept)[0])
+        decibels = float(psnr(to_uint8(pixel_values, processor), kept)[0])
         bits = tokens.numel() * float(np.log2(self.config.codebook_size))
-        return Seen(tokens[0].tolist(), pixel_values.numel(), enlarged(original), enlarged(kept), bits, decibels)
+        return Seen(tokens[0].tolist(), pixel_values.numel(), enlarged(kept), bits, decibels)
 
     def decode(self, tokens: Tokens) -> Image.Image:
         """The picture of tokens, large.
@@ -107,7 +112,8 @@ class TokenDesk:
         self._check_place(table, row, column, codebook)
         code = int(table[(0, row, column, *self._axis(codebook))])
         distances = torch.linalg.vector_norm(self._vectors[codebook] - self._vectors[codebook, code], dim=1)
-        nearest = distances.argsort(stable=True)[:NEIGHBOURS].tolist()
+        others = [near for near in distances.argsort(stable=True).tolist() if near != code]
+        nearest = [code, *others[: NEIGHBOURS - 1]]
         colours = ("#" + bytes(self.colours[codebook][near]).hex() for near in nearest)
         rounded = (round(float(distances[near]), 4) for near in nearest)
         return [
@@ -162,8 +168,9 @@ class TokenDesk:
 
     def draw_grid(self, tokens: Tokens, codebook: int = 0, selected: tuple[int, int] | None = None) -> Image.Image:
         """The tokens as a picture: a cell a token, close codes in close colours, the one at `selected` framed."""
-        self._check_place(self._checked(tokens), 0, 0, codebook)
-        table = self._checked(tokens)[0].numpy()
+        checked = self._checked(tokens)
+        self._check_place(checked, 0, 0, codebook)
+        table = checked[0].numpy()
         codes = table[..., codebook] if table.ndim == 3 else table
         cell, colours = cell_size(codes.shape), self.colours[codebook][codes]
         size = (codes.shape[1] * cell, codes.shape[0] * cell)
@@ -175,7 +182,7 @@ class TokenDesk:
             edge, width = ("black", 8) if is_selected else ("white", 2)
             pen.rectangle((left, top, left + cell - 1, top + cell - 1), outline=edge, width=width)
             if cell >= LEGIBLE:
-                ink = "white" if colours[row, column].sum() < DARK else "black"
+                ink = ink_on(colours[row, column].tobytes())
                 pen.text((left + cell / 2, top + cell / 2), str(code), fill=ink, anchor="mm", font_size=0.34 * cell)
         return picture
 
@@ -244,6 +251,11 @@ class TokenDesk:
             raise ValueError(
                 f"row {row}, column {column}, codebook {codebook} is no place of a {height} x {width} grid"
             )
+
+
+def ink_on(colour: bytes) -> str:
+    """Black or white, whichever can be read on red, green and blue."""
+    return "white" if sum(colour) < DARK else "black"
 
 
 def cell_size(grid: tuple[int, ...]) -> int:

@@ -57,3 +57,12 @@ def test_tokens_that_are_there_take_the_place_of_images(tmp_path: Path, monkeypa
     found = run(tmp_path, dataset_name=tmp_path / "tokens", samples=1)
     assert set(found) == {"test images named right"}
     assert AutoProcessor.from_pretrained(tmp_path / "out").layout.codebook_size == 16
+
+
+def test_who_has_no_tokenizer_yet_is_told_how_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        language_model.main([])
+    assert "accelerate launch training/train.py makes it" in capsys.readouterr().err

@@ -44,6 +44,7 @@ from hf_vq.pictures import save_samples
 from hf_vq.streams import decode_image, describe_tokens, load_images
 from hf_vq.token_batches import find_classes
 
+OF_DIGITS = "output/sqvae-digits"
 END = "<|end|>"
 PHRASES = ("a photo of a {}", "a {}", "this is a {}", "a picture that shows a {}", "one {}, please")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -234,7 +235,7 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--image_tokenizer", default="output/sqvae-digits", help="(default: %(default)s)")
+    parser.add_argument("--image_tokenizer", default=OF_DIGITS, help="(default: %(default)s)")
     parser.add_argument("--dataset_name", default="digits", help="digits, images with classes, or their tokens")
     parser.add_argument("--output_dir", type=Path, default=Path("output/language-digits"))
     parser.add_argument("--max_steps", type=int, default=3000, help="(default: %(default)s)")
@@ -245,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     share_cores()
     set_seed(options.seed)
+    if options.image_tokenizer == OF_DIGITS and not Path(OF_DIGITS).is_dir():
+        parser.error(f"there is no {OF_DIGITS} yet: accelerate launch training/train.py makes it, or --image_tokenizer")
     image_tokenizer = ImageTokenizer.from_pretrained(options.image_tokenizer)
     train_data, test_data, names = load_data(options.dataset_name, image_tokenizer)
     bridge = VQBridge(train_text_tokenizer(names), image_tokenizer)

@@ -24,6 +24,9 @@ def add_convert(commands: Any) -> None:
 def convert_model(args: argparse.Namespace) -> None:
     """Writes the converted model and its image processor."""
     check_output_folder(args.output)
+    source = Path(args.model, args.subfolder)
+    if args.output.resolve() in (source.resolve(), Path(args.model).resolve()):
+        raise ValueError(f"--output {args.output} is the model itself, which would be lost: name another folder.")
     tokenizer = convert(args.model, args.subfolder, args.revision, args.image_size)
     tokenizer.save_pretrained(args.output)
     print(f"{tokenizer} is in {args.output}.")

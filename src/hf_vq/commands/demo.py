@@ -32,6 +32,7 @@ def open_page(args: argparse.Namespace) -> None:
         server_name=args.server_name,
         server_port=args.server_port,
         share=args.share,
+        show_error=True,
         css=demo.CSS,
         max_file_size=demo.LARGEST_FILE,
     )
