@@ -44,7 +44,7 @@ class Method(NamedTuple):
 CURES = {"codebook_init": "kmeans", "revive_below": 0.1}
 METHODS = {
     "sqvae": Method("hf_sqvae", {"initial_variance": 0.3, "variance_lr_scale": 20, "temperature_end": 0.4}, BLUE),
-    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}, RED, codebook_dim=16),
+    "vq-gradient": Method("hf_vqvae", {"quantizer": "gradient"}, RED, learning_rate=6.4e-2, codebook_dim=16),
     "vq-ema": Method("hf_vqvae", {"quantizer": "ema"}, SOFT, codebook_dim=16),
     "vq-ema-care": Method("hf_vqvae", {"quantizer": "ema", **CURES}, ORANGE, learning_rate=8e-3),
 }
