@@ -118,10 +118,10 @@ def draw(folders: Sequence[Path], path: Path) -> None:
         evaluations = held_out(folder)
         for axis, metric in ((quality, "eval_psnr"), (codes, "eval_perplexity")):
             points = [(line["images"] / 1000, line[metric]) for line in evaluations]
-            label = name if axis is codes and name not in named else None
+            label = name if axis is quality and name not in named else None
             axis.plot(*zip(*points, strict=True), marker=".", color=METHODS[name].colour, label=label)
         named.add(name)
-    say(quality, "Reconstruction of held-out images", "thousand training images", "PSNR (dB)")
+    say(quality, "Reconstruction of held-out images", "thousand training images", "PSNR (dB)", loc="lower right")
     say(codes, "Codes in use", "thousand training images", "perplexity")
     save_figure(figure, path)
 
