@@ -215,7 +215,7 @@ def test_what_a_model_learned_stays_when_it_is_asked_again(family: str, tmp_path
     with pytest.raises(ValueError, match="the language model knows the image tokenizer"):
         other.resize_embeddings(again)
     for at_other_ids in (make(row_end=True), make(sentence_pieces())):
-        with pytest.raises(ValueError, match=r"knows images at the ids \{'start_id'.* this bridge has them at"):
+        with pytest.raises(ValueError, match="knows images at the ids .* and this bridge has them at"):
             at_other_ids.resize_embeddings(again)
 
 

@@ -43,7 +43,8 @@ class RandomViews:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.batches:
             pixel_values = batch["pixel_values"]
-            rows, columns = self._draw(*pixel_values.shape[::2], pixel_values.shape[-1])
+            count, _, height, width = pixel_values.shape
+            rows, columns = self._draw(count, height, width)
             self.drawn += 1
             yield batch | {"pixel_values": taken_at(pixel_values, rows, columns)}
 

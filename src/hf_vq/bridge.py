@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_vq.grid_logits import ImageGridLogitsProcessor
-from hf_vq.image_layout import ImageLayout, Span
+from hf_vq.image_layout import Span
+from hf_vq.image_vocabulary import START, add_image_tokens
 from hf_vq.interleaved import Part, Segment, from_parts, from_text
 from hf_vq.lm_embeddings import extend_embeddings
 from hf_vq.sequence_rows import Piece, Row, check_labels, make_row, pad_rows
@@ -20,7 +21,6 @@ from hf_vq.tokenizer import ImageTokenizer
 
 __all__ = ["VQBridge"]
 
-START, END, ROW_END, CODE = "<|vq_start|>", "<|vq_end|>", "<|vq_row_end|>", "<|vq_{}|>"
 FOLDER = "image_tokenizer"
 FINGERPRINT, IDS = "image_tokenizer_fingerprint", "image_token_ids"
 """What the config of a language model says of the images that it knows."""
@@ -73,7 +73,8 @@ class VQBridge(ProcessorMixin):
                     f"bridge or text tokenizer were made for the image tokenizer {wanted}, and the one at hand is "
                     f"{self.image_tokenizer_fingerprint}: load the one whose tokens the language model knows"
                 )
-        self.layout = self._extend(tokenizer)
+        self.layout = add_image_tokens(tokenizer, image_tokenizer.model.config, row_end)
+        tokenizer.init_kwargs[FINGERPRINT] = self.image_tokenizer_fingerprint
         with_specials = tokenizer(START)["input_ids"]
         where = with_specials.index(self.layout.start_id)
         self._before, self._after = with_specials[:where], with_specials[where + 1 :]
@@ -82,19 +83,6 @@ class VQBridge(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         """What ProcessorMixin loads and saves: the text tokenizer."""
         return ["tokenizer"]
-
-    def _extend(self, tokenizer: Any) -> ImageLayout:
-        """Adds the tokens of images to a text tokenizer, unless it has them."""
-        config = self.image_tokenizer.model.config
-        markers = [START, END, *([ROW_END] if self.row_end else [])]
-        codes = [CODE.format(number) for number in range(config.codebook_size * config.num_codebooks)]
-        _check_vocabulary(tokenizer.get_vocab(), len(tokenizer), [*markers, *codes])
-        tokenizer.add_tokens([*markers, *codes], special_tokens=True)
-        tokenizer.init_kwargs[FINGERPRINT] = self.image_tokenizer_fingerprint
-        start, end, *row_end = tokenizer.convert_tokens_to_ids(markers)
-        first = tokenizer.convert_tokens_to_ids(codes[0])
-        sizes = (config.codebook_size, config.num_codebooks, config.grid_size)
-        return ImageLayout(start, end, row_end[0] if row_end else None, first, *sizes)
 
     def __call__(
         self,
@@ -303,19 +291,3 @@ class VQBridge(ProcessorMixin):
                 pretrained_model_name_or_path, subfolder=folder, **given
             )
         return settings, rest
-
-
-def _check_vocabulary(vocabulary: dict[str, int], size: int, new: list[str]) -> None:
-    """Raises a ValueError unless a text tokenizer has all of the new tokens, one after the other, or none of them."""
-    if (largest := max(vocabulary.values())) >= size:
-        raise ValueError(
-            f"the text tokenizer has {size} tokens and the id {largest}: with holes among its ids, new tokens would "
-            f"take those of others"
-        )
-    known = [token for token in dict.fromkeys([*new, ROW_END]) if token in vocabulary]
-    first = vocabulary[known[0]] if known else size
-    if known and (known != new or [vocabulary[token] for token in new] != list(range(first, first + len(new)))):
-        raise ValueError(
-            f"the text tokenizer knows {known[0]} already, but not {new[0]} ... {new[-1]} one after the other: take it "
-            f"as it was before, or with the row_end that it was extended for"
-        )
