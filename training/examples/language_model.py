@@ -49,18 +49,22 @@ END = "<|end|>"
 PHRASES = ("a photo of a {}", "a {}", "this is a {}", "a picture that shows a {}", "one {}, please")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ASKED = PHRASES[0]
-AT_ONCE = 100
+AT_ONCE, DRAWS = 100, 16
 
 
 class Labelled(NamedTuple):
-    """image_tokens (N, h * w * M) and labels (N,) of a split."""
+    """A split: image_tokens (N, h * w * M), labels (N,), and perhaps `drawn` (draws, N, h * w * M), the tokens that an
+    SQ-VAE draws for the same images."""
 
     image_tokens: Tensor
     labels: Tensor
+    drawn: Tensor | None = None
 
 
 class Captioned(Dataset):
-    """Sequences of an image and its caption, drawn anew each time: which phrase, and which of both comes first.
+    """Sequences of an image and its caption, made anew each time: which phrase, and which of both comes first.
+
+    What is to be read, not drawn, may be an image of `drawn` tokens: a few digits are read better through many of them.
 
     Args:
         data: tokens and labels.
@@ -82,11 +86,12 @@ class Captioned(Dataset):
 
     def _pair(self, index: int, caption_first: bool) -> list[dict[str, Any]]:
         text = random.choice(PHRASES).format(self.names[int(self.data.labels[index])])
-        pair: list[dict[str, Any]] = [
-            {"type": "text", "text": text},
-            {"type": "image", "image_tokens": self.data.image_tokens[index]},
-        ]
-        return pair if caption_first else pair[::-1]
+        caption = {"type": "text", "text": text}
+        if caption_first or self.data.drawn is None:
+            image = {"type": "image", "image_tokens": self.data.image_tokens[index]}
+        else:
+            image = {"type": "image", "image_tokens": random.choice(self.data.drawn)[index], "train": False}
+        return [caption, image] if caption_first else [image, caption]
 
 
 def train_text_tokenizer(names: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -104,7 +109,8 @@ def load_data(name: str, tokenizer: ImageTokenizer) -> tuple[Labelled, Labelled,
     """Training and test data, and the names of the classes: the embedded digits, images, or tokens of images."""
     if name == "digits":
         splits = load_digits_images(validation_size=0)
-        return tokenized(splits.train, "label", tokenizer), tokenized(splits.test, "label", tokenizer), list(NUMBERS)
+        train = tokenized(splits.train, "label", tokenizer)._replace(drawn=draw_tokens(splits.train, tokenizer))
+        return train, tokenized(splits.test, "label", tokenizer), list(NUMBERS)
     description = describe_tokens(name)
     train, test = (
         load_images(name, train_split=split, validation_size=0, take_tokens=description is not None).train
@@ -128,6 +134,16 @@ def tokenized(table: Any, column: str, tokenizer: ImageTokenizer) -> Labelled:
     """The tokens of a table's images."""
     ids = tokenizer((decode_image(cell) for cell in table["image"]), return_tensors="pt")["input_ids"]
     return Labelled(ids, torch.tensor(table[column]))
+
+
+@torch.no_grad()
+def draw_tokens(table: Any, tokenizer: ImageTokenizer) -> Tensor:
+    """Tokens (draws, N, h * w * M) of a table's images, drawn from the tokenizer's posterior."""
+    processor: Any = tokenizer.processor
+    images = [decode_image(cell) for cell in table["image"]]
+    pixel_values = processor(images, return_tensors="pt")["pixel_values"]
+    draws = (tokenizer.model.encode(pixel_values, sample=True).image_tokens for _ in range(DRAWS))
+    return torch.stack([tokens.flatten(1) for tokens in draws])
 
 
 def make_model(bridge: VQBridge, length: int) -> Any:
