@@ -86,11 +86,10 @@ class Captioned(Dataset):
 
     def _pair(self, index: int, caption_first: bool) -> list[dict[str, Any]]:
         text = random.choice(PHRASES).format(self.names[int(self.data.labels[index])])
-        caption = {"type": "text", "text": text}
-        if caption_first or self.data.drawn is None:
-            image = {"type": "image", "image_tokens": self.data.image_tokens[index]}
-        else:
-            image = {"type": "image", "image_tokens": random.choice(self.data.drawn)[index], "train": False}
+        caption: dict[str, Any] = {"type": "text", "text": text}
+        image: dict[str, Any] = {"type": "image", "image_tokens": self.data.image_tokens[index]}
+        if not caption_first and self.data.drawn is not None:
+            image |= {"image_tokens": random.choice(self.data.drawn)[index], "train": False}
         return [caption, image] if caption_first else [image, caption]
 
 
