@@ -162,19 +162,22 @@ class Look:
 
     def look_up(self, tokens: Any, row: int, column: int, codebook: int) -> tuple[Any, ...]:
         """A place was typed."""
-        require(tokens, row, column, codebook)
+        require_tokens(tokens)
+        require_filled(row, column, codebook)
         near = self.desk.neighbours(tokens, row, column, codebook)
         return self.desk.draw_grid(tokens, codebook, (row, column)), near[0]["code"], as_swatches(near)
 
     def click(self, tokens: Any, codebook: int, event: gr.SelectData) -> tuple[Any, ...]:
         """A token was clicked."""
-        require(tokens, codebook)
+        require_tokens(tokens)
+        require_filled(codebook)
         row, column = self.desk.place_of(tokens, *map(int, event.index))
         return row, column, *self.look_up(tokens, row, column, codebook)
 
     def set_code(self, tokens: Any, row: int, column: int, codebook: int, code: int) -> tuple[Any, ...]:
         """Another code is to stand at a place."""
-        require(tokens, row, column, codebook, code)
+        require_tokens(tokens)
+        require_filled(row, column, codebook, code)
         changed = self.desk.change(tokens, row, column, code, codebook)
         grid, _, swatches = self.look_up(changed, row, column, codebook)
         return changed, grid, self.desk.decode(changed), CHANGED, swatches, as_text(changed)
@@ -182,7 +185,7 @@ class Look:
     def read(self, text: str, codebook: int) -> tuple[Any, ...]:
         """Tokens were typed."""
         tokens = from_text(text)
-        require(tokens, codebook)
+        require_filled(codebook)
         return tokens, self.desk.draw_grid(tokens, codebook), self.desk.decode(tokens), CHANGED
 
 
@@ -202,7 +205,7 @@ def mix_two(desk: TokenDesk, examples: list[Image.Image]) -> None:
     def mix(first: Image.Image | None, second: Image.Image | None, pattern: str, share: float) -> tuple[Any, ...]:
         if first is None or second is None:
             return None, None
-        require([], share)
+        require_filled(share)
         tokens = desk.mix(desk.see(first).tokens, desk.see(second).tokens, pattern, share)
         return desk.draw_grid(tokens), desk.decode(tokens)
 
@@ -224,7 +227,7 @@ def draw_new_ones(desk: TokenDesk) -> None:
     gallery = gr.Gallery(label="Drawn", show_label=False, **shape, elem_id="drawn", elem_classes="pixelated")
 
     def sample(label: int, guidance: float, temperature: float, seed: int) -> list[Image.Image]:
-        require([], label, guidance, temperature, seed)
+        require_filled(label, guidance, temperature, seed)
         return desk.sample(label, guidance, temperature, seed)
 
     answer(draw.click, sample, [label, guidance, temperature, seed], gallery, "sample")
@@ -249,10 +252,14 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return tell
 
 
-def require(tokens: Any, *fields: Any) -> None:
-    """Raises a ValueError unless there are tokens, and no field is empty."""
+def require_tokens(tokens: Any) -> None:
+    """Raises a ValueError unless there are some."""
     if tokens is None:
         raise ValueError(NO_PICTURE)
+
+
+def require_filled(*fields: Any) -> None:
+    """Raises a ValueError if a field is empty."""
     if any(field is None for field in fields):
         raise ValueError("Fill in every field.")
 

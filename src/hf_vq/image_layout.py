@@ -99,10 +99,11 @@ class ImageLayout:
             raise ValueError(
                 f"an image of {self._grid} has {codes} tokens, flat or so shaped, and these are of shape {array.shape}"
             )
-        if odd := [token for token in array.flat if not 0 <= token < self.codebook_size]:
+        tokens = array.ravel().tolist()
+        if odd := [token for token in tokens if not 0 <= token < self.codebook_size]:
             raise ValueError(f"image tokens lie in [0, {self.codebook_size}), and one is {odd[0]}")
-        tokens = iter(array.ravel().tolist())
-        body = [ids[next(tokens)] if ids[0] in self.code_ids else ids[0] for ids in self.plan]
+        coming = iter(tokens)
+        body = [ids[next(coming)] if ids[0] in self.code_ids else ids[0] for ids in self.plan]
         return [self.start_id, *body]
 
     def spans(self, ids: Sequence[int]) -> list[Span]:
