@@ -49,7 +49,7 @@ END = "<|end|>"
 PHRASES = ("a photo of a {}", "a {}", "this is a {}", "a picture that shows a {}", "one {}, please")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ASKED = PHRASES[0]
-AT_ONCE, DRAWS = 100, 16
+AT_ONCE, DRAWS = 100, 64
 
 
 class Labelled(NamedTuple):
@@ -64,7 +64,7 @@ class Labelled(NamedTuple):
 class Captioned(Dataset):
     """Sequences of an image and its caption, made anew each time: which phrase, and which of both comes first.
 
-    What is to be read, not drawn, may be an image of `drawn` tokens: a few digits are read better through many of them.
+    Where the image comes first its tokens may be `drawn` ones: a few digits are read better through many of them.
 
     Args:
         data: tokens and labels.
@@ -89,7 +89,7 @@ class Captioned(Dataset):
         caption: dict[str, Any] = {"type": "text", "text": text}
         image: dict[str, Any] = {"type": "image", "image_tokens": self.data.image_tokens[index]}
         if not caption_first and self.data.drawn is not None:
-            image |= {"image_tokens": random.choice(self.data.drawn)[index], "train": False}
+            image["image_tokens"] = random.choice(self.data.drawn)[index]
         return [caption, image] if caption_first else [image, caption]
 
 
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_tokenizer", default=OF_DIGITS, help="(default: %(default)s)")
     parser.add_argument("--dataset_name", default="digits", help="digits, images with classes, or their tokens")
     parser.add_argument("--output_dir", type=Path, default=Path("output/language-digits"))
-    parser.add_argument("--max_steps", type=int, default=3000, help="(default: %(default)s)")
+    parser.add_argument("--max_steps", type=int, default=2000, help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="(default: %(default)s)")
     parser.add_argument("--samples", type=int, default=50, help="images to draw of each class (default: %(default)s)")
