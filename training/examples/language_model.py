@@ -50,6 +50,7 @@ PHRASES = ("a photo of a {}", "a {}", "this is a {}", "a picture that shows a {}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ASKED = PHRASES[0]
 AT_ONCE, DRAWS = 100, 64
+SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 0.9}
 
 
 class Labelled(NamedTuple):
@@ -188,8 +189,9 @@ def draw(model: Any, bridge: VQBridge, captions: Sequence[str]) -> list[list[dic
     for start in range(0, len(captions), AT_ONCE):
         some = list(captions[start : start + AT_ONCE])
         prompt = bridge(text=some, padding=True, padding_side="left", return_tensors="pt", add_image_start=True)
-        how: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": bridge.layout.length - 1}
-        sequences = model.generate(**prompt, **how, logits_processor=[bridge.logits_processor()])
+        grid = bridge.logits_processor()
+        new = bridge.layout.length - 1
+        sequences = model.generate(**prompt, **SAMPLING, max_new_tokens=new, logits_processor=[grid])
         found += bridge.to_parts(sequences)
     return found
 
@@ -213,7 +215,7 @@ def write_on(model: Any, bridge: VQBridge, caption: str, max_length: int) -> lis
     """A whole sequence, text and images as they come, from a caption on."""
     prompt = bridge(text=caption, return_tensors="pt")
     grid = bridge.logits_processor(max_length)
-    sequences = model.generate(**prompt, do_sample=True, top_k=0, max_length=max_length, logits_processor=[grid])
+    sequences = model.generate(**prompt, **SAMPLING, max_length=max_length, logits_processor=[grid])
     return bridge.to_parts(sequences)[0]
 
 
