@@ -124,7 +124,7 @@ def test_parts_can_be_left_out_of_the_labels():
     bridge = make()
     question = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "what is this? "}]
     parts = [*({**part, "train": False} for part in question), {"type": "text", "text": "a seven"}]
-    batch = bridge(parts=parts, labels="all")
+    batch = bridge(parts=iter(parts), labels="all")
     answer = bridge.tokenizer("a seven")["input_ids"]
     assert [token for token in batch["labels"][0] if token != IGNORED] == answer
     assert batch["input_ids"][0][-len(answer) :] == answer
@@ -224,6 +224,21 @@ def test_a_model_in_half_precision_takes_them():
     bridge.resize_embeddings(model)
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert model.get_input_embeddings().weight.isfinite().all()
+
+
+@pytest.mark.parametrize("spare", [0, 100])
+def test_a_bias_of_scores_begins_as_that_of_text(spare: int):
+    tokenizer = byte_level()
+    model = MODELS["llama"](len(tokenizer) + spare)
+    known, width = len(tokenizer), model.config.hidden_size
+    model.set_output_embeddings(torch.nn.Linear(width, len(tokenizer) + spare))
+    model.lm_head.bias.data[known:] = -50
+    before = model.lm_head.bias.detach().clone()
+    bridge = make(tokenizer)
+    bridge.resize_embeddings(model)
+    after = model.get_output_embeddings().bias
+    assert torch.equal(after[:known], before[:known])
+    torch.testing.assert_close(after[known : len(tokenizer)], before[:known].mean().expand(len(tokenizer) - known))
 
 
 @pytest.mark.parametrize("from_codebook", [True, False])
@@ -410,16 +425,25 @@ def test_bad_input_is_named(tmp_path: Path):
         bridge(text=["a", "b <|vq_3|>"])
     with pytest.raises(ValueError, match="a part is a text without"):
         bridge(parts=[{"type": "text", "text": "<|vq_image|>"}])
-    for text in ("a", []):
+    for text, labels in (("a", "some"), ([], "some"), ("a", [])):
         with pytest.raises(ValueError, match="labels must be one of all, image, text"):
-            bridge(text=text, labels="some")
+            bridge(text=text, labels=labels)
     with pytest.raises(ValueError, match="give text, with its images, or parts"):
         bridge(text="a", parts=[])
     with pytest.raises(ValueError, match="truncation is not an option of VQBridge"):
         bridge(text="a", truncation=True)
-    for part in ({"text": "a"}, {"type": "image"}, {"type": "image", "image_tokens": [0.5] * 16}, "a", None):
+    no_tokens = [{"type": "image", "image_tokens": tokens} for tokens in ([0.5] * 16, [[0], [0, 0]])]
+    for part in ({"text": "a"}, {"type": "image"}, *no_tokens, "a", None):
         with pytest.raises(ValueError, match="a part is a text without"):
             bridge(parts=[[part]])
+    for part, what in (({"trian": False}, "has 'trian'"), ({"train": "no"}, "has 'no' for 'train'")):
+        with pytest.raises(ValueError, match=f"'train' is True or False, and this one {what}"):
+            bridge(parts=[{"type": "text", "text": "a", **part}])
+    with pytest.raises(ValueError, match="parts is a list of parts, or of such lists, and holds None"):
+        bridge(parts=[None])
+    for odd in (-100, [1]):
+        with pytest.raises(ValueError, match="to_parts takes sequences of ids, and one holds"):
+            bridge.to_parts([[odd]])
     with pytest.raises(ValueError, match="parts is a list of parts, or of such lists, and is {'type': 'text'"):
         bridge(parts={"type": "text", "text": "a"})
     for text in (5, ["a", 5]):
@@ -478,6 +502,14 @@ def test_a_text_tokenizer_with_tokens_of_another_is_refused(tmp_path: Path):
         make(with_row_end)
     with pytest.raises(ValueError, match="with the row_end that it was extended for"):
         make(make().tokenizer, row_end=True)
+
+
+def test_a_text_tokenizer_that_takes_markers_to_pieces_is_refused():
+    tokenizer = byte_level()
+    tokenizer.split_special_tokens, before = True, len(tokenizer)
+    with pytest.raises(ValueError, match="has split_special_tokens, and would take markers of images to pieces"):
+        make(tokenizer)
+    assert len(tokenizer) == before
 
 
 def test_a_text_tokenizer_whose_ids_have_holes_is_refused():

@@ -115,6 +115,8 @@ def test_a_model_of_a_pipeline_with_other_pixels_is_refused(
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "attention stands at other levels"),
         ({"block_out_channels": [32, 32]}, "differ in length"),
         ({"sample_size": [32, 16]}, r"sample_size \[32, 16\] of the VQModel is no side of a square"),
+        ({"down_block_types": "DownEncoderBlock2D"}, "down_block_types of the VQModel is 'Down.*, and must be a list"),
+        ({"block_out_channels": 64}, "block_out_channels of the VQModel is 64, and must be a list"),
         ({"sample_size": None}, "sample_size None of the VQModel is no side of a square"),
         ({"brightness": 1}, "the VQModel's config has brightness, which this converter does not know"),
         ({"_class_name": "AutoencoderKL"}, "_class_name is AutoencoderKL"),
@@ -155,6 +157,7 @@ def test_a_model_that_is_not_there_or_would_be_lost_is_named(tmp_path: Path, cap
     for size in ("0", "-3"):
         assert main(["convert", model, "--image_size", size, "--output", str(tmp_path / "ours")]) == 2
         assert f"image_size must be positive and finite, got {size}" in capsys.readouterr().err
-    (tmp_path / "pipeline" / "vqvae" / "config.json").write_text("{")
-    assert main(["convert", model, "--output", str(tmp_path / "ours")]) == 2
-    assert "config.json is not JSON" in capsys.readouterr().err
+    for content, message in (("{", "config.json is not JSON"), ("[]", "holds [], and an object was to come")):
+        (tmp_path / "pipeline" / "vqvae" / "config.json").write_text(content)
+        assert main(["convert", model, "--output", str(tmp_path / "ours")]) == 2
+        assert message in capsys.readouterr().err

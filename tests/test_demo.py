@@ -103,6 +103,7 @@ def test_new_ones_are_drawn(client: Any, desk: Any):
         (("no", 0), "/decode", "the tokens are not JSON"),
         (("[" * 100_000, 0), "/decode", "the tokens are not JSON"),
         ((0, None, 0), "/neighbours", "Put in a picture"),
+        (("[[0]]", None), "/decode", "Fill in every field"),
         ((1, 1.0, 1.0, None), "/sample", "Fill in every field"),
         ((1, 1.0, 1.0, 10**30), "/sample", "4294967295"),
     ],
@@ -110,6 +111,11 @@ def test_new_ones_are_drawn(client: Any, desk: Any):
 def test_people_are_told_what_is_wrong(client: Any, arguments: Any, name: str, message: str):
     with pytest.raises(Exception, match=message):
         client.predict(*arguments, api_name=name)
+
+
+def test_a_picture_without_a_codebook_is_refused(client: Any, file: Any):
+    with pytest.raises(Exception, match="Fill in every field"):
+        client.predict(file, None, api_name="/encode")
 
 
 def test_a_broken_picture_is_named(client: Any, tmp_path: Path):

@@ -95,7 +95,7 @@ class DataArguments:
     keep_in_memory: bool = field(default=False, metadata={"help": "Keep the data in memory instead of on disk."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where prepared data go."})
     random_flip: bool = field(default=False, metadata={"help": "Mirror training images left to right, one in two."})
-    random_shift: int = field(default=0, metadata={"help": "Pixels by which training images are moved, up to."})
+    random_shift: int = field(default=0, metadata={"help": "Most pixels by which training images are moved."})
     max_bad_examples: int = field(default=100, metadata={"help": "Undecodable images to skip before giving up."})
 
     def __post_init__(self) -> None:

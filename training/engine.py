@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from engine_contract import EngineArguments, ResumableBatches, Task
-from run_log import claim, flatten, plain, progress_bar
+from run_log import claim, flatten, plain, progress_bar, usable_cores
 from training_run import Training
 
 __all__ = ["EngineArguments", "ResumableBatches", "Task", "fit", "share_cores"]
@@ -66,8 +66,7 @@ def share_cores() -> int:
     """Sets torch's threads to usable cores // processes on this machine, and returns their number.
 
     `accelerate launch` and torchrun allow each process a single thread."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     return threads
 

@@ -34,6 +34,8 @@ class RandomViews:
         batches: `TrainBatches` of images.
         views: what is varied.
         seed: of the random numbers.
+
+    Raises: ValueError for images that are not larger than `views.random_shift`.
     """
 
     def __init__(self, batches: TrainBatches, views: Views, seed: int) -> None:
@@ -44,6 +46,11 @@ class RandomViews:
         for batch in self.batches:
             pixel_values = batch["pixel_values"]
             count, _, height, width = pixel_values.shape
+            if self.views.random_shift >= min(height, width):
+                raise ValueError(
+                    f"random_shift {self.views.random_shift} moves images of {height} x {width} pixels out of sight: "
+                    f"it must be below {min(height, width)}"
+                )
             rows, columns = self._draw(count, height, width)
             self.drawn += 1
             yield batch | {"pixel_values": taken_at(pixel_values, rows, columns)}

@@ -109,11 +109,16 @@ def record_run(run_dir: Path, settings: dict[str, Any], seed: int) -> None:
     replace_text(run_dir / RUN_FILE, yaml.safe_dump(record, sort_keys=False))
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
     """What does the work, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {usable_cores()} cores"
 
 
 def installed_versions() -> dict[str, str]:

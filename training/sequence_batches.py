@@ -12,6 +12,7 @@ from engine import ResumableBatches
 from hf_vq.token_batches import TokenBatches
 
 REMEMBERED_TOKENS = 2**27
+ENCODED_AT_ONCE = 16
 
 
 class SequenceBatches(TokenBatches):
@@ -39,12 +40,21 @@ class SequenceBatches(TokenBatches):
         # Both sides are in main memory: only what is new goes to the tokenizer.
         keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixel_values]
         new = {key: index for index, key in enumerate(keys) if key not in self.known}
-        made: Any = super().tokens_of(pixel_values[list(new.values())]).cpu().numpy() if new else ()
-        found = {key: tokens.astype(np.int32) for key, tokens in zip(new, made, strict=True)}
+        made = self._encode_in_equal_parts(pixel_values[list(new.values())]) if new else []
+        found = dict(zip(new, made, strict=True))
         tokens = np.stack([found[key] if key in found else self.known[key] for key in keys])
         if len(self.known) * tokens[0].size < REMEMBERED_TOKENS:
             self.known |= found
         return torch.from_numpy(tokens).long()
+
+    def _encode_in_equal_parts(self, pixel_values: Tensor) -> list[np.ndarray]:
+        """The tokens of images, in batches of one size: in others sums are rounded otherwise, and a run that goes on
+        after a stop knows fewer images than one that went through. A token between two codes is the same in both."""
+        made: list[np.ndarray] = []
+        for part in pixel_values.split(ENCODED_AT_ONCE):
+            filled = torch.cat([part, part[:1].expand(ENCODED_AT_ONCE - len(part), -1, -1, -1)])
+            made.extend(super().tokens_of(filled)[: len(part)].cpu().numpy().astype(np.int32))
+        return made
 
     def state_dict(self) -> dict[str, Any]:
         """Where `batches` stand."""

@@ -189,11 +189,13 @@ class VQBridge(ProcessorMixin):
         Args:
             sequences: (B, S), or lists of ids.
 
-        Raises: ValueError where an image is cut off or not a whole grid, and for a single sequence.
+        Raises: ValueError where an image is cut off or not a whole grid, for what is no id, and for a single sequence.
         """
         rows = [torch.as_tensor(row).tolist() for row in sequences]
         if not all(isinstance(row, list) for row in rows):
             raise ValueError("to_parts takes many sequences, and this is one: put it in a list")
+        if odd := [each for row in rows for each in row if not isinstance(each, int) or each < 0]:
+            raise ValueError(f"to_parts takes sequences of ids, and one holds {odd[0]!r:.100}")
         spans = [self.layout.spans(row) for row in rows]
         tokens = [span.image_tokens for found in spans for span in found]
         grids = [self.layout.grid_size] * len(tokens)

@@ -53,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
 }
 IRRELEVANT = {"scaling_factor", "lookup_from_codebook", "force_upcast"}
 """What touches neither tokens nor pixels."""
+LISTS = ("down_block_types", "up_block_types", "block_out_channels")
 EXPRESSED: dict[str, tuple[Any, ...]] = {"norm_type": ("group",), "act_fn": ("silu", "swish")}
 RESNET = {
     "norm1": "layers.0", "conv1": "layers.2", "norm2": "layers.3", "conv2": "layers.5", "conv_shortcut": "shortcut",
@@ -123,11 +124,14 @@ def _file(path: str | os.PathLike[str], name: str, subfolder: str, revision: str
 
 
 def _read(file: str) -> Any:
-    """The content of a JSON file; raises a ValueError that names it."""
+    """The object that a JSON file holds; raises a ValueError that names the file."""
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {content!r:.50}, and an object was to come")
+    return content
 
 
 def from_diffusers(
@@ -167,6 +171,9 @@ def to_config(source: Mapping[str, Any], image_size: int | None = None) -> VQVAE
     public = {name for name in source if not name.startswith("_")}
     if unknown := sorted(public - DEFAULTS.keys() - IRRELEVANT):
         raise ValueError(f"the VQModel's config has {', '.join(unknown)}, which this converter does not know")
+    for name in LISTS:
+        if not isinstance(given[name], list | tuple):
+            raise ValueError(f"{name} of the VQModel is {given[name]!r:.50}, and must be a list")
     for name, allowed in EXPRESSED.items():
         if given[name] not in allowed:
             raise ValueError(f"{name} {given[name]!r} of the VQModel has no counterpart here; {allowed} have")

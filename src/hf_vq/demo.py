@@ -156,6 +156,7 @@ class Look:
         """A picture was put in, or taken away."""
         if image is None:
             return None, None, None, NO_PICTURE, "", None
+        require_filled(codebook)
         seen = self.desk.see(image)
         grid = self.desk.draw_grid(seen.tokens, codebook)
         return seen.tokens, grid, seen.reconstruction, facts(seen), "", as_text(seen.tokens)

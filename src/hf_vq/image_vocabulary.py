@@ -17,8 +17,11 @@ def add_image_tokens(tokenizer: Any, config: Any, row_end: bool) -> ImageLayout:
         config: of the image tokenizer's model.
         row_end: whether a token marks the end of each row.
 
-    Raises: ValueError for a tokenizer that has some of them, or ids beyond its length; it stays as it was.
+    Raises: ValueError for a tokenizer that has some of them, has ids beyond its length, or splits special tokens; it
+        stays as it was.
     """
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise ValueError("the text tokenizer has split_special_tokens, and would take markers of images to pieces")
     markers = [START, END, *([ROW_END] if row_end else [])]
     codes = [CODE.format(number) for number in range(config.codebook_size * config.num_codebooks)]
     _check(tokenizer.get_vocab(), len(tokenizer), [*markers, *codes])

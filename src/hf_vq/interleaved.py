@@ -1,6 +1,6 @@
 """Text and images in turn: what comes in as a text with places for images, or as a list of parts, as segments."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = ["Part", "Segment", "from_parts", "from_text"]
 
+KEYS = {"type", "text", "image", "image_tokens", "train"}
 Part = dict[str, Any]
 """{"type": "text", "text": str}, {"type": "image", "image": picture} or {"type": "image", "image_tokens": ids}; with
 "train": False, no labels come of it."""
@@ -54,7 +55,7 @@ def from_text(text: str | Sequence[str], images: Any, place: str) -> list[list[S
 
 def _one_list_each(images: Any, places: list[int]) -> list[list[Any]]:
     """The pictures of each text."""
-    is_many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    is_many = isinstance(images, list | tuple | Iterator) or getattr(images, "ndim", 0) == 4
     given = [] if images is None else list(images) if is_many else [images]
     flat = chain.from_iterable(group if isinstance(group, list | tuple) else [group] for group in given)
     if none := [number for number, image in enumerate(flat) if image is None]:
@@ -77,20 +78,26 @@ def from_parts(parts: Sequence[Part] | Sequence[Sequence[Part]], place: str) -> 
     """
     if isinstance(parts, dict | str):
         raise ValueError(f"parts is a list of parts, or of such lists, and is {parts!r:.200}")
-    batch: Iterable[Any] = [parts] if parts and isinstance(parts[0], dict) else parts
+    listed: list[Any] = list(parts)
+    batch = [listed] if listed and isinstance(listed[0], dict) else listed
+    if odd := [each for each in batch if not isinstance(each, list | tuple)]:
+        raise ValueError(f"parts is a list of parts, or of such lists, and holds {odd[0]!r:.200}")
     return [_joined([_segment(part, place) for part in sequence]) for sequence in batch]
 
 
 def _segment(part: Any, place: str) -> Segment:
     given: dict[str, Any] = part if isinstance(part, dict) else {}
-    kind, train = given.get("type"), bool(given.get("train", True))
+    kind, train = given.get("type"), given.get("train", True)
+    if (unknown := given.keys() - KEYS) or not isinstance(train, bool):
+        what = f"has {sorted(unknown)[0]!r}" if unknown else f"has {train!r} for 'train'"
+        raise ValueError(f"a part has some of {', '.join(sorted(KEYS))}, 'train' is True or False, and this one {what}")
     if kind == "text" and isinstance(given.get("text"), str) and place not in given["text"]:
         return Segment(text=given["text"], train=train)
     if kind == "image" and given.get("image_tokens") is not None:
         tokens = given["image_tokens"]
-        array = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
-        if array.dtype.kind in "iu":
-            return Segment(image_tokens=array, train=train)
+        array = np.asarray(tokens.tolist() if isinstance(tokens, Tensor) else tokens, dtype=object)
+        if all(isinstance(token, int | np.integer) for token in array.flat):
+            return Segment(image_tokens=array.astype(np.int64), train=train)
     elif kind == "image" and given.get("image") is not None:
         return Segment(picture=given["image"], train=train)
     raise ValueError(

@@ -21,7 +21,7 @@ def extend_embeddings(model: Any, vocab_size: int, layout: ImageLayout, vectors:
         layout: which of them belong to images.
         vectors: (M, K, D), the codes: image tokens begin alike where these are close, as the mean of the rows of text
             and random features of the codes with their deviation. None: as markers begin, at random with that mean and
-            deviation.
+            deviation. Where scores have a bias, theirs is the mean of the text's.
     """
     if model.get_input_embeddings().weight.shape[0] < vocab_size:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -31,6 +31,8 @@ def extend_embeddings(model: Any, vocab_size: int, layout: ImageLayout, vectors:
         torch.manual_seed(0)
         for table in tables:
             _start(table.weight, layout, vectors)
+            if (bias := getattr(table, "bias", None)) is not None:
+                bias[[*layout.marker_ids, *layout.code_ids]] = bias[: min(layout.marker_ids)].mean()
 
 
 def _start(weight: Tensor, layout: ImageLayout, vectors: Tensor | None) -> None:

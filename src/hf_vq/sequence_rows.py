@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 def check_labels(labels: str | None) -> None:
     """Raises a ValueError for labels that are none of `LABELS`, nor None."""
-    if labels is not None and labels not in LABELS:
+    if labels is not None and not (isinstance(labels, str) and labels in LABELS):
         raise ValueError(f"labels must be one of {', '.join(LABELS)} or None, and is {labels!r}")
 
 

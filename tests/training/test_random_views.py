@@ -100,6 +100,11 @@ def test_the_flag_reaches_the_batches_and_held_out_images_stay_as_they_are(share
     assert not isinstance(task.in_order(task.splits.validation, 0, 1), RandomViews)
 
 
+def test_images_are_not_moved_out_of_sight():
+    with pytest.raises(ValueError, match="moves images of 8 x 8 pixels out of sight: it must be below 8"):
+        next(iter(varied(Views(random_shift=8))))
+
+
 def test_digits_are_not_varied():
     with pytest.raises(ValueError, match="random_flip is True, but the embedded digits have no such choice"):
         parse(["--dataset_name", "digits", "--random_flip", "True"])

@@ -30,6 +30,7 @@ from hf_vq.files import replace_file
 from hf_vq.models.prior_tokenizer import check_tokenizer
 from hf_vq.streams import load_images
 from hf_vq.token_batches import find_classes
+from random_views import taken_at
 from run_log import git_commit
 from short_runs import load_pixels, to_pixel_values
 
@@ -88,12 +89,11 @@ def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Images, half of them mirrored, each shifted by up to `PADDING` pixels."""
     count, _, height, width = pixels.shape
     mirrored = torch.rand(count, generator=generator) < 0.5
-    pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-    padded = nn.functional.pad(pixels, (PADDING,) * 4).permute(0, 2, 3, 1)
+    padded = nn.functional.pad(pixels, (PADDING,) * 4)
     down, right = torch.randint(2 * PADDING + 1, (2, count, 1), generator=generator)
     rows, columns = down + torch.arange(height), right + torch.arange(width)
-    shifted = padded[torch.arange(count).view(-1, 1, 1), rows.unsqueeze(2), columns.unsqueeze(1)]
-    return shifted.permute(0, 3, 1, 2)
+    columns = torch.where(mirrored.unsqueeze(1), padded.shape[-1] - 1 - columns, columns)
+    return taken_at(padded, rows, columns)
 
 
 def load_classifier(folder: Path, dataset_name: str, seed: int, num_channels: int, num_classes: int) -> nn.Module:

@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from PIL.Image import Image
-from sklearn.svm import SVC
 from transformers import pipeline
 
-from digits import load_digits_images
+from digits import features, fit_reader, load_digits_images
 from hf_vq import ImageTokenizer
 from hf_vq.streams import decode_image
 
@@ -33,9 +32,9 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = ImageTokenizer.from_pretrained(options.model)
 
-    splits = load_digits_images(validation_size=0)
-    reader = SVC(gamma=1e-3).fit(*rows(splits.train))
-    images, labels = pictures(splits.test), splits.test["label"]  # type: ignore[index]  # there is one
+    reader = fit_reader()
+    test: Any = load_digits_images().test
+    images, labels = [decode_image(cell) for cell in test["image"]], test["label"]
     reconstructions = tokenizer.batch_decode(tokenizer(images).input_ids)
     real, kept = (reader.score(features(seen), labels) for seen in (images, reconstructions))
     print(
@@ -55,21 +54,6 @@ def samples(prior: str, class_labels: list[int]) -> list[Image]:
     torch.manual_seed(0)
     images: list[Image] = pipe(class_labels=class_labels)
     return images
-
-
-def pictures(table: Any) -> list[Image]:
-    """The images of a table."""
-    return [decode_image(cell) for cell in table["image"]]
-
-
-def rows(table: Any) -> tuple[np.ndarray, list[int]]:
-    """Features and labels of a table."""
-    return features(pictures(table)), table["label"]
-
-
-def features(images: list[Image]) -> np.ndarray:
-    """8-bit pictures as rows, on the data set's own scale of 0 to 16."""
-    return np.stack([np.asarray(image, dtype=np.float64).ravel() for image in images]) * 16 / 255
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ images. The training is fair in epochs and in plan, not tuned: no row has a lear
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -29,7 +28,7 @@ from tqdm.auto import tqdm
 from fixed_net_report import report
 from fixed_net_rows import ROWS
 from kept_jobs import Count, Job, Numbers, run_jobs
-from run_log import replace_text
+from run_log import replace_text, usable_cores
 from short_runs import (
     authors_net,
     data_variance,
@@ -75,9 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no", help="autocast of the forward")
     parser.add_argument("--limit", type=int, help="only the first images of each split, for a trial")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     help_processes = "jobs at once, each with one thread; 0 trains in this process; by default the cores"
-    parser.add_argument("--num_processes", type=int, default=cores, help=help_processes)
+    parser.add_argument("--num_processes", type=int, default=usable_cores(), help=help_processes)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--time", action="store_true", help="measure images per second instead")
     parser.add_argument("--table", action="store_true", help="print what is there instead")

@@ -2,11 +2,10 @@
 
     python training/benchmarks/seeds.py --choose        held-out psnr of learning rates and codebook_dims, in short runs
     python training/benchmarks/seeds.py                 trains what is missing, one run after the other
-    python training/results.py output/seeds/*-seed?     the rows
 
-Each run is a run directory under --output_dir; one that was killed goes on where it stopped. Prints a table: mean ±
-half the range over seeds, of the whole test split; draws what the held-out images say on the way, as seeds.png. Each
-method has a learning rate and a codebook_dim of its own, which --choose puts to the test.
+Each run is a run directory under --output_dir, as training/results.py takes them; one that was killed goes on where it
+stopped. Prints a table: mean ± half the range over seeds, of the whole test split; draws what the held-out images say
+on the way, as seeds.png. Each method has a learning rate and a codebook_dim of its own, which --choose tests.
 """
 
 import argparse

@@ -7,7 +7,7 @@
         --dataset_name cifar10-tokens --output_dir output/language-cifar10
 
 A Llama from a config and a text tokenizer trained on the captions; `VQBridge` joins them with an image tokenizer. Half
-of the sequences have the caption first, half the image, some two of both. Afterwards, with plain `generate`: images
+of the sequences have the caption first, half the image; some hold two of each. Then, with plain `generate`: images
 drawn from captions, captions of test images, and both in one sequence. Model and bridge are saved to --output_dir, from
 where `AutoModelForCausalLM` and `AutoProcessor` load them.
 """
@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 
-from digits import load_digits_images
+from digits import features, fit_reader, load_digits_images
 from engine import share_cores
 from hf_vq import ImageTokenizer, VQBridge
 from hf_vq.evaluation import to_uint8
@@ -219,19 +219,6 @@ def write_on(model: Any, bridge: VQBridge, caption: str, max_length: int) -> lis
     return bridge.to_parts(sequences)[0]
 
 
-def read_digits(images: Sequence[Any]) -> list[int]:
-    """What a classifier fitted on the real training digits takes pictures for."""
-    import numpy as np
-    from sklearn.svm import SVC
-
-    def features(pictures: Sequence[Any]) -> Any:
-        return np.stack([np.asarray(picture, dtype=np.float64).ravel() for picture in pictures]) * 16 / 255
-
-    table: Any = load_digits_images(validation_size=0).train
-    reader = SVC(gamma=1e-3).fit(features([decode_image(cell) for cell in table["image"]]), table["label"])
-    return reader.predict(features(images)).tolist()
-
-
 def measure(
     model: Any, bridge: VQBridge, test: Labelled, names: list[str], options: argparse.Namespace
 ) -> dict[str, float]:
@@ -245,7 +232,7 @@ def measure(
     said = torch.tensor(name_images(model, bridge, test.image_tokens, names))
     found = {"test images named right": float((said == test.labels).float().mean())}
     if options.dataset_name == "digits":
-        right = torch.tensor(read_digits(drawn)) == torch.tensor(asked)
+        right = torch.from_numpy(fit_reader().predict(features(drawn))) == torch.tensor(asked)
         found[f"of {len(drawn)} drawn digits, what the caption says"] = float(right.float().mean())
     return found
 
@@ -255,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_tokenizer", default=OF_DIGITS, help="(default: %(default)s)")
     parser.add_argument("--dataset_name", default="digits", help="digits, images with classes, or their tokens")
     parser.add_argument("--output_dir", type=Path, default=Path("output/language-digits"))
-    parser.add_argument("--max_steps", type=int, default=2000, help="(default: %(default)s)")
+    parser.add_argument("--max_steps", type=int, default=2500, help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="(default: %(default)s)")
     parser.add_argument("--samples", type=int, default=50, help="images to draw of each class (default: %(default)s)")
