@@ -1,0 +1,1 @@
+../../src/hf_vq/models/relaxed_codes.py
