@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from engine import ResumableBatches
 from hf_vq.token_batches import TokenBatches
 
-REMEMBERED_TOKENS = 2**27
+REMEMBERED_BYTES = 2**29
+OVERHEAD = 256
+"""Bytes that remembering an image takes beside its tokens, about."""
 ENCODED_AT_ONCE = 16
 
 
 class SequenceBatches(TokenBatches):
     """Sequences: input_ids, labels and perhaps class_labels; endless, and resumable as `batches` are.
 
-    An image is encoded once: when it comes again, it is known by its pixels. Beyond `REMEMBERED_TOKENS` none are added.
+    An image is encoded once: when it comes again, it is known by its pixels. Beyond `REMEMBERED_BYTES` none are added.
 
     Args:
         batches: `TrainBatches` of images or of their tokens.
@@ -43,7 +45,7 @@ class SequenceBatches(TokenBatches):
         made = self._encode_in_equal_parts(pixel_values[list(new.values())]) if new else []
         found = dict(zip(new, made, strict=True))
         tokens = np.stack([found[key] if key in found else self.known[key] for key in keys])
-        if len(self.known) * tokens[0].size < REMEMBERED_TOKENS:
+        if len(self.known) * (tokens[0].nbytes + OVERHEAD) < REMEMBERED_BYTES:
             self.known |= found
         return torch.from_numpy(tokens).long()
 

@@ -73,7 +73,7 @@ def test_what_is_known_already_changes_no_batch(tokenizer: VQVAEModel, encoded: 
 def test_what_does_not_fit_is_encoded_again(
     tokenizer: VQVAEModel, encoded: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sequence_batches, "REMEMBERED_TOKENS", 1)
+    monkeypatch.setattr(sequence_batches, "REMEMBERED_BYTES", 1)
     pixel_values = torch.rand(10, 3, 8, 8)
     sequences = drawn(pixel_values, tokenizer)
     assert count(encoded) == 16  # the first batch of four is remembered

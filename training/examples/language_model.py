@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image_tokenizer", default=OF_DIGITS, help="(default: %(default)s)")
     parser.add_argument("--dataset_name", default="digits", help="digits, images with classes, or their tokens")
     parser.add_argument("--output_dir", type=Path, default=Path("output/language-digits"))
-    parser.add_argument("--max_steps", type=int, default=2500, help="(default: %(default)s)")
+    parser.add_argument("--max_steps", type=int, default=2000, help="(default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="(default: %(default)s)")
     parser.add_argument("--samples", type=int, default=50, help="images to draw of each class (default: %(default)s)")

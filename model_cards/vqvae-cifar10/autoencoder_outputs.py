@@ -1,0 +1,1 @@
+../../src/hf_vq/models/autoencoder_outputs.py

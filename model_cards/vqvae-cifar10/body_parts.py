@@ -1,0 +1,1 @@
+../../src/hf_vq/models/body_parts.py

@@ -1,0 +1,1 @@
+../../src/hf_vq/models/convolutional_body.py

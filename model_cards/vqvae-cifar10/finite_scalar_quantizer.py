@@ -1,0 +1,1 @@
+../../src/hf_vq/models/finite_scalar_quantizer.py

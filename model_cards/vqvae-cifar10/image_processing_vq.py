@@ -1,0 +1,1 @@
+../../src/hf_vq/models/image_processing_vq.py

@@ -1,0 +1,1 @@
+../../src/hf_vq/models/token_refinement.py

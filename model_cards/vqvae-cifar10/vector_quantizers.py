@@ -1,0 +1,1 @@
+../../src/hf_vq/models/vector_quantizers.py
