@@ -35,7 +35,7 @@ from run_log import git_commit
 from short_runs import load_pixels, to_pixel_values
 
 WIDTHS = (32, 64, 128, 256)
-EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 12, 128, 4e-3, 0.05, 0.1
+EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 6, 128, 4e-3, 0.05, 0.1
 PADDING = 4
 AT_ONCE = 250
 
