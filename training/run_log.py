@@ -118,7 +118,8 @@ def machine() -> str:
     """What does the work, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {usable_cores()} cores"
+    cores = usable_cores()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {cores} core{'s' * (cores > 1)}"
 
 
 def installed_versions() -> dict[str, str]:

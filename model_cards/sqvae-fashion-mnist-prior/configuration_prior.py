@@ -1,0 +1,1 @@
+../../src/hf_vq/models/configuration_prior.py

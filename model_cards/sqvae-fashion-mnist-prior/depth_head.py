@@ -1,0 +1,1 @@
+../../src/hf_vq/models/depth_head.py

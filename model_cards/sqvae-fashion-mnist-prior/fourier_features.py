@@ -1,0 +1,1 @@
+../../src/hf_vq/models/fourier_features.py

@@ -1,0 +1,1 @@
+../../src/hf_vq/models/pipeline_image_generation.py
