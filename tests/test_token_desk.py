@@ -143,6 +143,8 @@ def test_what_cannot_be_is_named():
         desk.mix(tokens, tokens[:2], PATTERNS[0], 0.5)
     with pytest.raises(ValueError, match="pattern 'stripes' is none of"):
         desk.mix(tokens, tokens, "stripes", 0.5)
+    with pytest.raises(ValueError, match=r"share must lie in \[0, 1\], and is 7"):
+        desk.mix(tokens, tokens, PATTERNS[0], 7)
     with pytest.raises(ValueError, match="there is no prior to sample from"):
         desk.sample(0)
     config = hf_vq.SQVAEConfig(image_size=256, **TINY)

@@ -22,6 +22,7 @@ SIDE, GRID_SIDE = 384, 768
 """Pixels of a picture on the page, 32 x 32 ones drawn large, with square pixels; and of a grid with its writing."""
 SMALLEST_CELL, LEGIBLE = 8, 48
 DARK = 380
+"""Sum of red, green and blue below which writing on a colour is white."""
 MOST_CELLS = 64 * 64
 NEIGHBOURS = 8
 DRAWN = 8
@@ -128,10 +129,12 @@ class TokenDesk:
             pattern: one of `PATTERNS`.
             share: of the second picture, in [0, 1]; a checkerboard has half of each.
 
-        Raises: ValueError for an unknown pattern or grids that differ.
+        Raises: ValueError for an unknown pattern, another share, or grids that differ.
         """
         if pattern not in PATTERNS:
             raise ValueError(f"pattern {pattern!r} is none of {', '.join(PATTERNS)}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must lie in [0, 1], and is {share}")
         one, other = self._checked(first), self._checked(second)
         if one.shape != other.shape:
             raise ValueError(f"grids of {tuple(one.shape[1:])} and {tuple(other.shape[1:])} tokens cannot be mixed")
