@@ -432,7 +432,7 @@ def test_bad_input_is_named(tmp_path: Path):
         bridge(text="a", parts=[])
     with pytest.raises(ValueError, match="truncation is not an option of VQBridge"):
         bridge(text="a", truncation=True)
-    no_tokens = [{"type": "image", "image_tokens": tokens} for tokens in ([0.5] * 16, [[0], [0, 0]])]
+    no_tokens = [{"type": "image", "image_tokens": tokens} for tokens in ([0.5] * 16, [[0], [0, 0]], [True] * 16)]
     for part in ({"text": "a"}, {"type": "image"}, *no_tokens, "a", None):
         with pytest.raises(ValueError, match="a part is a text without"):
             bridge(parts=[[part]])

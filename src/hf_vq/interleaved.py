@@ -94,16 +94,23 @@ def _segment(part: Any, place: str) -> Segment:
     if kind == "text" and isinstance(given.get("text"), str) and place not in given["text"]:
         return Segment(text=given["text"], train=train)
     if kind == "image" and given.get("image_tokens") is not None:
-        tokens = given["image_tokens"]
-        array = np.asarray(tokens.tolist() if isinstance(tokens, Tensor) else tokens, dtype=object)
-        if all(isinstance(token, int | np.integer) for token in array.flat):
-            return Segment(image_tokens=array.astype(np.int64), train=train)
+        if (image_tokens := _as_integers(given["image_tokens"])) is not None:
+            return Segment(image_tokens=image_tokens, train=train)
     elif kind == "image" and given.get("image") is not None:
         return Segment(picture=given["image"], train=train)
     raise ValueError(
         f"a part is a text without {place}, or an image with a picture or with integer image_tokens, and this is "
         f"{part!r:.200}"
     )
+
+
+def _as_integers(tokens: Any) -> np.ndarray | None:
+    """An array of integers; None for what is none."""
+    try:
+        array = np.asarray(tokens.tolist() if isinstance(tokens, Tensor) else tokens)
+    except ValueError:  # rows of different lengths
+        return None
+    return array if array.dtype.kind in "iu" else None
 
 
 def _joined(segments: list[Segment]) -> list[Segment]:
